@@ -52,6 +52,8 @@ def _schedule_options(command: Command) -> Command:
         click.option(
             "--max-retries", type=int, metavar="N", help="How often each one may be retried."
         ),
+        click.option("--grace", type=DURATION, help="Skip an occurrence later than this."),
+        click.option("--expires", type=DURATION, help="When an occurrence expires."),
     )
     for option in reversed(options):
         command = option(command)
@@ -115,7 +117,7 @@ def every(settings: Settings, /, interval: timedelta, event: dict[str, Any], **g
     \b
     Examples:
       $ dtimer cron '0 9 * * mon-fri' '{"n": 1}' --id report --tz Europe/Berlin
-      $ dtimer cron @daily '{"n": 2}' --id backup
+      $ dtimer cron @daily '{"n": 2}' --id backup --grace 2h
     """
 )
 @click.argument("expression")

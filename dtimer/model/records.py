@@ -138,6 +138,8 @@ class Schedule:
         last: The nominal time of the last occurrence that was delivered, or None.
         left: How many occurrences are left, or None if their number is not limited.
         paused: True if the schedule is paused.
+        grace: How late an occurrence may start, or None if that is not limited.
+        expires: How long after its due time an occurrence expires, or None.
     """
 
     id: str
@@ -152,6 +154,8 @@ class Schedule:
     last: float | None
     left: int | None
     paused: bool
+    grace: float | None = None
+    expires: float | None = None
 
     @property
     def due_at(self) -> datetime | None:

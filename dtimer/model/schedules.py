@@ -42,6 +42,9 @@ MOST_COMPUTED = 20_000
 #: The shortest interval of a schedule. A shorter one should be a loop in the program.
 SHORTEST_US = 10_000
 
+#: The fields that a stored specification has only if they are set.
+LATER_FIELDS = ("grace", "expires")
+
 # The limit for each text of a stored specification. dtimer writes only shorter ones.
 _LONGEST_TEXT = 1_000
 
@@ -66,8 +69,8 @@ class ScheduleSpec:
     """
     The specification of a schedule: an interval in µs, or a cron expression and its time zone.
 
-    ``start`` and ``stop`` are µs since the epoch, or None. ``max_retries`` and ``payload`` apply
-    to each occurrence.
+    ``start`` and ``stop`` are µs since the epoch, or None. ``max_retries``, ``payload``, ``grace``
+    and ``expires`` apply to each occurrence. The last two are µs after its due time, or None.
     """
 
     id: str
@@ -82,6 +85,8 @@ class ScheduleSpec:
     overlap: Overlap
     max_retries: int
     payload: str = field(repr=False)
+    grace: int | None = None
+    expires: int | None = None
 
     def to_json(self) -> str:
         """
@@ -92,6 +97,9 @@ class ScheduleSpec:
         as changed, and the older version could not read the definitions of the newer.
         """
         fields = {n: getattr(self, n) for n in self.__slots__ if n not in ("id", "payload")}
+        for name in LATER_FIELDS:
+            if fields[name] is None:
+                del fields[name]
         return json.dumps(fields, separators=(",", ":"), sort_keys=True)
 
     @property
@@ -130,7 +138,8 @@ def spec_from_json(id: str, text: bytes, payload: bytes) -> ScheduleSpec:
 
 
 def _check_read(d: ScheduleSpec) -> None:
-    numbers = {n: getattr(d, n) for n in ("every", "start", "stop", "count", "jitter")}
+    names = ("every", "start", "stop", "count", "jitter", "grace", "expires")
+    numbers = {n: getattr(d, n) for n in names}
     for name, value in (numbers | {"max_retries": d.max_retries}).items():
         optional = value is None and name not in ("jitter", "max_retries")
         if not optional and (type(value) is not int or not 0 <= value < 2**62):
@@ -196,6 +205,8 @@ def make_spec(
     overlap: Overlap,
     max_retries: int,
     payload: str,
+    grace: Duration | None = None,
+    expires: Duration | None = None,
     stepped: bool = False,
 ) -> ScheduleSpec:
     """
@@ -239,7 +250,18 @@ def make_spec(
         overlap=check_choice(overlap, "overlap", OVERLAPS),
         max_retries=max_retries,
         payload=payload,
+        grace=_check_limit(grace, "grace"),
+        expires=_check_limit(expires, "expires"),
     )
+
+
+def _check_limit(value: Duration | None, name: str) -> int | None:
+    if value is None:
+        return None
+    limit = duration_us(value, name)
+    if limit < SHORTEST_US:
+        raise OptionError(f"{name} must be at least {SHORTEST_US // 1000} ms, not {value!r}")
+    return limit
 
 
 def next_times(spec: ScheduleSpec, after_us: int, most: int = STORED_TIMES) -> list[int]:
@@ -252,13 +274,16 @@ def times_to_add(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, l
     Return the nominal times of a cron schedule that must be stored next, at most `STORED_TIMES`.
 
     They follow the last stored time, *known_us*. Of the times that were missed before *now_us*,
-    only the last is returned, in place of all of them. With ``misfire="all"``, the last
-    `MOST_BEHIND` of them are returned.
+    only the last is returned, in place of all of them. With ``misfire="all"`` or a grace, the last
+    `MOST_BEHIND` of them are returned, without those that are later than the grace.
 
     Returns:
         How many missed times were left out, the times, and True if no more will follow.
     """
-    most = MOST_BEHIND if spec.misfire == "all" else 1
+    most = MOST_BEHIND if spec.misfire == "all" or spec.grace is not None else 1
+    # Nominal times before this one are too late. The last of them is returned nevertheless, because
+    # the next call continues after it.
+    earliest = 0 if spec.grace is None else now_us - spec.grace - spec.jitter
     past, future, left_out, final = deque[int](), list[int](), 0, True
     for walked, nominal in enumerate(spec.nominals(known_us)):
         is_past = nominal + spec.jitter <= now_us
@@ -271,7 +296,7 @@ def times_to_add(spec: ScheduleSpec, known_us: int, now_us: int) -> tuple[int, l
         if not is_past:
             future.append(nominal)
             continue
-        if len(past) == most:
+        while past and (len(past) == most or past[0] < earliest):
             past.popleft()
             left_out += 1
         past.append(nominal)

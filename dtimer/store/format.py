@@ -30,7 +30,7 @@ _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 # The fields of the state of a schedule, in order. ``lua/parts/schedule.lua`` describes each.
 _SCHEDULE_STATE = (
     "print", "every", "misfire", "overlap", "jitter", "stop", "left", "paused", "next", "last",
-    "running", "ahead", "final", "gap", "anchor", "waits",
+    "running", "ahead", "final", "gap", "anchor", "waits", "grace", "expires", "owner",
 )  # fmt: skip
 
 

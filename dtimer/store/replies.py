@@ -264,6 +264,8 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
         misfire=spec.misfire,
         overlap=spec.overlap,
         jitter=spec.jitter / 1000,
+        grace=None if spec.grace is None else spec.grace / 1000,
+        expires=None if spec.expires is None else spec.expires / 1000,
         due=integer(reply[3]) / 1000 if reply[3] else None,
         last=int(schedule_state["last"]) / 1000 if schedule_state["last"] else None,
         left=int(schedule_state["left"]) if schedule_state["left"] else None,

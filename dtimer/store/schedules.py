@@ -32,7 +32,8 @@ _ADD_TIMES = verb("add_times", "schedule", "fingerprint", "after", "times", "lef
 _DECLARE = verb(
     "declare",
     *("schedule", "fingerprint", "definition", "template"),
-    *("every", "misfire", "overlap", "jitter", "start", "stop", "left", "times", "final"),
+    *("every", "misfire", "overlap", "jitter", "grace", "expires"),
+    *("start", "stop", "left", "times", "final"),
 )
 _PAUSE_SCHEDULE = verb("pause_schedule", "schedule", "on")
 _RUN_NOW = verb("run_now", "schedule")
@@ -111,6 +112,8 @@ class Schedules:
             misfire=MISFIRES[d.misfire],
             overlap=OVERLAPS[d.overlap],
             jitter=str(d.jitter),
+            grace="" if d.grace is None else str(d.grace),
+            expires="" if d.expires is None else str(d.expires),
             start=first,
             stop="" if d.stop is None else str(d.stop),
             left="" if d.count is None else str(d.count),

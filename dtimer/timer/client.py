@@ -303,6 +303,8 @@ class Client:
         misfire: Misfire = "coalesce",
         overlap: Overlap = "queue",
         max_retries: int | None = None,
+        grace: Duration | None = None,
+        expires: Duration | None = None,
     ) -> Declared:
         """
         Declare an event that recurs at an interval. The occurrences do not drift.
@@ -331,6 +333,12 @@ class Client:
             overlap: What to do if the previous occurrence is still running: ``queue`` keeps one
                 waiting until that ends, ``allow`` starts the next, ``skip`` drops the next.
             max_retries: Replaces the node's ``max_retries`` for each occurrence.
+            grace: Skip an occurrence that has not started this long after it was due. It is
+                checked once, when a node claims the occurrence for its first start, and before
+                *misfire*. Skipped occurrences are counted in ``stats().totals["skipped"]``, and
+                do not count towards *count*. At least 10 ms; longer than a poll makes sense.
+            expires: Do not start or retry an occurrence later than this after it was due. It
+                becomes a dead letter. If it stands for missed ones, it expires with the latest.
 
         Returns:
             ``Declared.NEW``, ``CHANGED`` or ``SAME``. They equal ``new``, ``changed`` and ``same``.
@@ -352,6 +360,8 @@ class Client:
             jitter=jitter,
             misfire=misfire,
             overlap=overlap,
+            grace=grace,
+            expires=expires,
         )
 
     def cron(
@@ -368,6 +378,8 @@ class Client:
         misfire: Misfire = "coalesce",
         overlap: Overlap = "queue",
         max_retries: int | None = None,
+        grace: Duration | None = None,
+        expires: Duration | None = None,
     ) -> Declared:
         """
         Declare an event that recurs at times of the calendar.
@@ -393,6 +405,8 @@ class Client:
             jitter=jitter,
             misfire=misfire,
             overlap=overlap,
+            grace=grace,
+            expires=expires,
         )
 
     def _declare(self, **arguments: Any) -> Declared:

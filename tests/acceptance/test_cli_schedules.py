@@ -39,6 +39,8 @@ class TestDeclare:
             schedule.overlap,
         )
         assert 1_896_048_000_000 <= schedule.due <= 1_896_048_060_000
+        run("cron", "@daily", "{}", "--id", "y", "--grace", "2h", "--expires", "1d")
+        assert (7_200_000, 86_400_000) == (timer.schedule("y").grace, timer.schedule("y").expires)
 
     @pytest.mark.parametrize(
         "words",
@@ -48,6 +50,7 @@ class TestDeclare:
             ("every", "soon", "{}", "--id", "x"),
             ("every", "1h", "[]", "--id", "x"),
             ("every", "1h", "{}", "--id", "x", "--misfire", "panic"),
+            ("every", "1h", "{}", "--id", "x", "--grace", "9ms"),
             ("every", "1h", "{}", "--id", "x", "--start", "2031-01-01", "--end", "2030-01-01"),
             ("cron", "61 * * * *", "{}", "--id", "x"),
             ("cron", "@sometimes", "{}", "--id", "x"),

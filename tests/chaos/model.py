@@ -86,6 +86,8 @@ class Schedule:
     running: int | None = None
     paused: bool = False
     waits: int | None = None
+    grace: int | None = None
+    expires: int | None = None
 
     def after(self, nominal: int) -> int:
         """Return the first nominal time after *nominal*."""
@@ -338,12 +340,13 @@ class Model:
             self._bury(now, event, "lease_lost")
             buried.append((event.id, "lease_lost"))
             self.ended(now, event.id)
+        elif not held and not self._meet(now, event):
+            pass
         elif event.expires is not None and event.expires <= now:
             self._bury(now, event, "expired")
             buried.append((event.id, "expired"))
-            if held:
-                self.ended(now, event.id)
-        elif held or self._meet(now, event):
+            self.ended(now, event.id)
+        else:
             event.due = event.score
             event.starts += 1
             event.cancelled = False
@@ -392,6 +395,14 @@ class Model:
         if before is not None and schedule.overlap == "queue":
             event.due = schedule.waits = max(before.score, now) + REMIND
             return False
+        due = nominal if event.due == schedule.waits else max(nominal, event.due)
+        if before is None and schedule.grace is not None and now > due + schedule.grace:
+            # Skip to the first nominal time within the grace.
+            del self.pending[event.id]
+            schedule.waits = None
+            schedule.next = max(schedule.after(nominal), schedule.after(now - schedule.grace - 1))
+            self._put(name, schedule)
+            return False
         dropped = before is not None and schedule.overlap == "skip"
         latest, missed, after = nominal, 0, schedule.after(nominal)
         if after <= now:
@@ -410,6 +421,8 @@ class Model:
             self._put(name, schedule)
             return False
         event.missed = missed
+        if event.expires is not None:
+            event.expires += latest - nominal
         schedule.last, schedule.running = latest, nominal
         self._advance(event.id, schedule, after)
         return True
@@ -422,7 +435,7 @@ class Model:
         schedule.running = None
         pending = self.pending.get(f"{id.rpartition('@')[0]}@{schedule.next}")
         if pending is not None and schedule.waits is not None and pending.due == schedule.waits:
-            pending.due = now
+            pending.due = schedule.waits = now
 
     def declare(self, now: int, name: str, new: Schedule, start: int | None) -> str:
         """Declare a schedule; return whether it is new, changed or the same."""
@@ -476,4 +489,7 @@ class Model:
 
 
 def _occurrence(id: str, due: int, schedule: Schedule) -> Event:
-    return Event(id, due, schedule.payload, schedule.max_retries, late_bound=True)
+    event = Event(id, due, schedule.payload, schedule.max_retries, late_bound=True)
+    if schedule.expires is not None:
+        event.expires = int(id.rpartition("@")[2]) + schedule.expires
+    return event

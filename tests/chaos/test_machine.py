@@ -517,20 +517,25 @@ class Machine(RuleBasedStateMachine):
         misfire=st.sampled_from(["coalesce", "skip", "all"]),
         overlap=st.sampled_from(["queue", "allow", "skip"]),
         retries=st.sampled_from([0, 3]),
+        grace=st.sampled_from([None, None, 500, 4_000]),
+        expires=st.sampled_from([None, None, 500, 4_000]),
         reply=replies,
     )
-    def declare(self, *, name, every, start, count, misfire, overlap, retries, reply):
+    def declare(
+        self, *, name, every, start, count, misfire, overlap, retries, grace, expires, reply
+    ):
         """Declare a schedule: a new one, a changed one, or the same again."""
         now = self.begin(None)
         begins = None if start is None else 1_800_000_000_000 + start
         spec = make_spec(
             name, every=every, start=begins, end=None, count=count, jitter=0, misfire=misfire,
-            overlap=overlap, max_retries=retries, payload="{}",
+            overlap=overlap, max_retries=retries, payload="{}", grace=grace, expires=expires,
         )  # fmt: skip
-        options = (every, begins, count, misfire, overlap, retries)
+        options = (every, begins, count, misfire, overlap, retries, grace, expires)
         new = Schedule(
-            options, every * 1000, misfire, overlap, retries, "{}", anchor=0, left=count, next=None
-        )
+            options, every * 1000, misfire, overlap, retries, "{}", anchor=0, left=count, next=None,
+            grace=grace and grace * 1000, expires=expires and expires * 1000,
+        )  # fmt: skip
         start_us = None if begins is None else begins * 1000
         expected = self.model.declare(now, name, new, start_us)
         self.lossy.lost = reply

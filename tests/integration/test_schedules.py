@@ -382,6 +382,176 @@ class TestMisfires:
         assert [1, 1, 1] == delivered(1.999_999)
 
 
+class TestGrace:
+    """An occurrence that would start later than its grace is skipped."""
+
+    @pytest.mark.parametrize(("late_ms", "served"), [(20_000, [60]), (20_000.001, [])])
+    def test_the_grace_is_exact(self, store, delivered, minutely, late_ms, served):
+        """An occurrence starts up to its grace after it was due, and not a microsecond later."""
+        declare(store, grace=20_000, **minutely)
+        assert served == delivered(60 + late_ms / 1_000)
+        assert 1 - len(served) == store.stats().totals["skipped"]
+        assert [120] == delivered(60 - late_ms / 1_000)
+
+    @pytest.mark.parametrize("late", [1, 2, 9, 10, 11, 35, 1_500])
+    @pytest.mark.parametrize("policy", ["coalesce", "skip", "all"])
+    def test_the_misfire_policy_applies_to_those_within_the_grace(
+        self, store, delivered, *, minutely, late, policy
+    ):
+        """Late occurrences are skipped and counted, however many there are."""
+        declare(store, misfire=policy, grace=90_000, **minutely)
+        # Two more are due, and not too late.
+        one, two = 60 * (late + 1), 60 * (late + 2)
+        served, dropped = {
+            "coalesce": ([one], ("coalesced", 1)),
+            "skip": ([two], ("skipped", late + 1)),
+            "all": ([one, two], ("skipped", late)),
+        }[policy]
+        assert served == delivered(two + 20)
+        assert dropped in store.stats().totals.items()
+        assert [60 * (late + 3)] == delivered(40)
+
+    def test_a_very_long_outage_is_skipped_in_parts(self, store, node, now, delivered):
+        """Even if no missed second is within the grace, the chain continues."""
+        declare(store, cron="0 * * * * *", grace=10_000)
+        minutes = MOST_COMPUTED + 17
+        now.tick(60_000 * minutes + 30_000)
+        assert [] == serve(node)
+        assert minutes == store.stats().totals["skipped"]
+        assert [60 * (minutes + 1)] == delivered(30)
+
+    def test_the_grace_counts_from_the_time_with_jitter(self, store, node, now):
+        """The jitter of an occurrence does not use up its grace."""
+        declare(store, every=3_600_000, jitter=3_600_000, grace=10_000)
+        due = store.schedules.get("beat").due
+        now.tick(due - START_MS + 10_000)
+        assert [3_600] == nominals(serve(node))
+
+    def test_the_grace_counts_from_the_time_to_which_a_user_moved_it(self, store, delivered):
+        """A user who moves an occurrence to a later time wants it to start then."""
+        declare(store, every=60_000, grace=10_000)
+        assert store.reschedule(occurrence(60), "+100000000")
+        assert [] == delivered(99)
+        assert [60] == delivered(11)
+
+    def test_the_grace_of_an_occurrence_moved_to_an_earlier_time_stays(self, store, delivered):
+        """A move to an earlier time does not make the occurrence too late before it was due."""
+        declare(store, every=60_000, grace=10_000)
+        assert store.reschedule(occurrence(60), "+0")
+        assert [60] == delivered(70)
+
+    def test_an_occurrence_that_waits_for_another_may_get_too_late(self, store, node, now):
+        """The wait for the running occurrence counts, because the occurrence was due before it."""
+        first = first_occurrence(node, now, 1, every=1_000, grace=1_500)
+        for _ in range(3):
+            now.tick(1_000)
+            assert [] == node.claim(10)
+        node.confirm(first)
+        now.tick(100)
+        assert [(3, 1)] == [(nominal(claim), claim.missed) for claim in serve(node)]
+        assert 1 == store.stats().totals["skipped"]
+
+    def test_a_retry_is_never_too_late(self, node, now, minutely):
+        """The grace is checked once, before the first start."""
+        first = first_occurrence(node, now, 60, grace=10_000, **minutely)
+        node.fail(first, wait=30_000)
+        now.tick(30_000)
+        assert [(first.id, 2)] == [(claim.id, claim.attempt) for claim in node.claim()]
+
+    def test_an_extra_occurrence_has_no_grace(self, store, delivered, minutely):
+        """An operator who runs a schedule by hand wants it to run, however late."""
+        declare(store, grace=10_000, **minutely)
+        store.schedules.run_now("beat")
+        assert [0] == delivered(20)
+
+    def test_skipped_occurrences_do_not_count(self, store, delivered, minutely):
+        """``count`` limits how many are delivered."""
+        declare(store, grace=10_000, count=2, **minutely)
+        assert [[], [], [300], [360], []] == [delivered(s) for s in (90, 50, 160, 60, 60)]
+
+    def test_the_end_of_a_schedule_that_is_too_late_finishes_it(self, store, delivered, minutely):
+        """If even the last occurrence is too late, the schedule is over."""
+        declare(store, grace=10_000, end=START_MS + 5 * 60_000, **minutely)
+        assert [] == delivered(1_000)
+        assert (None, 5) == (store.schedules.get("beat").due, store.stats().totals["skipped"])
+
+    def test_a_repeated_claim_skips_nothing_twice(self, store, node, now, minutely):
+        """If the reply to a claim is lost, the repetition counts nothing again."""
+        declare(store, grace=10_000, **minutely)
+        now.tick(90_000)
+        assert [] == node.claim_reply(10).claims
+        assert [] == node.claim_reply(10, again=True).claims
+        assert 1 == store.stats().totals["skipped"]
+
+
+class TestExpiry:
+    """An occurrence that has not ended in time becomes a dead letter, and the chain continues."""
+
+    def test_a_late_occurrence_expires(self, store, node, now, minutely):
+        """A report that is too old to be useful is not made, and an operator sees it."""
+        declare(store, expires=20_000, **minutely)
+        now.tick(80_000)
+        reply = node.claim_reply(10)
+        assert ([], [(occurrence(60), "expired")]) == (reply.claims, reply.buried)
+        assert [(occurrence(60), "expired")] == [(dead.id, dead.reason) for dead in store.dead()]
+        now.tick(40_000)
+        assert [120] == nominals(serve(node))
+
+    def test_an_occurrence_in_time_starts(self, node, now, minutely):
+        """The expiry counts from the due time, not from the declaration."""
+        claim = first_occurrence(node, now, 79.999, expires=20_000, **minutely)
+        assert (60, START + 80_000_000) == (nominal(claim), claim.expires_us)
+
+    def test_an_expired_retry_lets_the_next_one_start(self, store, node, now, minutely):
+        """An occurrence that failed until it expired does not hold back the next one."""
+        first = first_occurrence(node, now, 60, expires=20_000, **minutely)
+        node.fail(first, wait=30_000)
+        now.tick(60_000)
+        served = serve(node)
+        assert [120] == nominals(served)
+        assert [first.id] == [letter.id for letter in store.dead()]
+
+    @pytest.mark.parametrize("missed", [1, 9, 10, 11, 35])
+    def test_one_that_stands_for_others_expires_with_the_latest(
+        self, store, node, now, minutely, missed
+    ):
+        """After an outage the latest occurrence is still wanted, so nothing is lost with it."""
+        declare(store, expires=20_000, **minutely)
+        now.tick(60_000 * (1 + missed) + 10_000)
+        (claim,) = serve(node)
+        assert (60, missed) == (nominal(claim), claim.missed)
+        assert START + (60 * (1 + missed) + 20) * 1_000_000 == claim.expires_us
+
+    def test_skip_delivers_the_latest_unless_it_expired(self, store, delivered, minutely):
+        """Of those before it none becomes a dead letter."""
+        declare(store, misfire="skip", expires=20_000, **minutely)
+        assert [300] == delivered(310)
+        assert [] == delivered(280)
+        assert [occurrence(540)] == [letter.id for letter in store.dead()]
+
+    def test_the_jitter_does_not_shorten_the_time(self, store, node, now):
+        """An occurrence must not have expired before it is due."""
+        declare(store, every=3_600_000, jitter=3_600_000, expires=10_000)
+        now.tick(store.schedules.get("beat").due - START_MS + 9_999)
+        assert [3_600] == nominals(serve(node))
+
+    def test_an_extra_occurrence_expires_too(self, store, node, now, minutely):
+        """Its time counts from the call of run_now."""
+        declare(store, expires=20_000, **minutely)
+        id = store.schedules.run_now("beat")
+        now.tick(20_000)
+        assert [] == serve(node)
+        assert [id] == [letter.id for letter in store.dead()]
+
+    def test_a_revived_occurrence_does_not_expire(self, store, node, now, minutely):
+        """Reviving a dead letter gives it another life, without its expiry."""
+        declare(store, expires=20_000, **minutely)
+        now.tick(80_000)
+        assert [] == serve(node)
+        assert store.revive(occurrence(60))
+        assert [60] == nominals(serve(node))
+
+
 class TestOverlap:
     """An occurrence that becomes due while the previous one still runs."""
 

@@ -88,22 +88,29 @@ class TestOccurrence:
 
     def test_is_read_by_python(self, scripts):
         """A claim has the schedule, the nominal time and the number of missed occurrences."""
-        raw = scripts("occurrence_body", b"3", b"%d" % NOW, b"{}")
-        raw = scripts("with_missed", raw, 2)
+        raw = scripts("occurrence_body", b"", b"3", b"%d" % NOW, b"{}")
+        raw = scripts("with_missed", raw, b"", 2)
         claim = claim_of(raw, id=f"a@b@{NOW}")
         assert ("a@b", NOW, 2) == (claim.schedule, claim.nominal_us, claim.missed)
         assert (3, b"{}") == (claim.max_retries, claim.payload)
 
     def test_is_written_alike_by_python(self, scripts):
         """An import restores the dead letter of an occurrence."""
-        raw = scripts("occurrence_body", b"3", b"%d" % NOW, b"{}")
-        raw = scripts("with_missed", raw, 2)
+        raw = scripts("occurrence_body", b"", b"3", b"%d" % NOW, b"{}")
+        raw = scripts("with_missed", raw, b"", 2)
         assert raw == write_occurrence("", 3, "{}", NOW, 2).encode()
         assert Body(None, 3, b"{}", nominal_us=NOW, missed=2) == read_body(raw)
 
+    def test_has_an_expiry_that_may_move(self, scripts):
+        """An occurrence that stands for missed ones expires when the latest of them does."""
+        raw = scripts("occurrence_body", b"5", b"3", b"%d" % NOW, b"{}")
+        assert (5, 3, b"s") == scripts("parse_body", raw)
+        raw = scripts("with_missed", raw, b"70", 2)
+        assert raw == write_occurrence("70", 3, "{}", NOW, 2).encode()
+
     def test_has_a_mark_that_scripts_read(self, scripts):
         """A script that ends an occurrence lets the next one start."""
-        raw = scripts("occurrence_body", b"3", b"%d" % NOW, b"{}")
+        raw = scripts("occurrence_body", b"", b"3", b"%d" % NOW, b"{}")
         assert (None, 3, b"s") == scripts("parse_body", raw)
 
 

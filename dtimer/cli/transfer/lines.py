@@ -33,7 +33,7 @@ from dtimer.model.options import MOST_RETRIES, check_count
 from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode, encode, parse
 from dtimer.model.records import DeadLetter
-from dtimer.model.schedules import ScheduleSpec, make_spec
+from dtimer.model.schedules import LATER_FIELDS, ScheduleSpec, make_spec
 from dtimer.store.admin import PendingEvent
 from dtimer.store.format import read_body, write_body, write_occurrence
 
@@ -44,7 +44,7 @@ _NO_LIMIT = 2**40
 _MOST_MISSED = 10**15 - 1
 
 #: The fields of a schedule that are durations or moments.
-_TIMES = ("every", "jitter", "start", "stop")
+_TIMES = ("every", "jitter", "start", "stop", "grace", "expires")
 
 
 class BadLine(Exception):
@@ -82,7 +82,7 @@ def schedule_line(spec: ScheduleSpec, *, paused: bool) -> bytes:
     """Return the line of a schedule."""
     rule = json.loads(spec.to_json())
     for name in _TIMES:
-        if rule[name] is not None:
+        if rule.get(name) is not None:
             rule[name] = rule[name] / 1000 if rule[name] % 1000 else rule[name] // 1000
     event = json.loads(spec.payload)
     line = {"kind": "schedule", "id": spec.id, "paused": paused} | rule | {"event": event}
@@ -182,7 +182,8 @@ def schedule(line: dict[str, Any]) -> ScheduleLine:
         BadLine: the line is not a schedule as an export writes it.
         OptionError: a value is not valid in a schedule.
     """
-    fields = {n: _get(line, n) for n in ScheduleSpec.__slots__ if n != "payload"}
+    given = dict.fromkeys(LATER_FIELDS) | line
+    fields = {n: _get(given, n) for n in ScheduleSpec.__slots__ if n != "payload"}
     for name in _TIMES:
         if fields[name] is not None:
             fields[name] = _us(fields[name], name)
@@ -191,6 +192,9 @@ def schedule(line: dict[str, Any]) -> ScheduleLine:
             check_count(fields[name], name, 0, 2**53)
     read = ScheduleSpec(payload=encode(_get(line, "event"), _NO_LIMIT), **fields)
     span = {n: None if fields[n] is None else _after_epoch(fields[n]) for n in ("start", "stop")}
+    limits = {
+        n: None if fields[n] is None else timedelta(microseconds=fields[n]) for n in LATER_FIELDS
+    }
     made = make_spec(
         check_id(read.id),
         every=None if read.every is None else timedelta(microseconds=read.every),
@@ -204,6 +208,8 @@ def schedule(line: dict[str, Any]) -> ScheduleLine:
         overlap=read.overlap,
         max_retries=read.max_retries,
         payload=read.payload,
+        grace=limits["grace"],
+        expires=limits["expires"],
     )
     if made != read or (made.every is None) == (made.cron is None):
         raise BadLine("it is not a schedule as an export writes it")

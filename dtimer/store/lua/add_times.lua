@@ -27,9 +27,9 @@ elseif times ~= '' then
 end
 state.gap = digits((tonumber(state.gap) or 0) + left_out)
 state.final = final
-schedules().write_state(schedule, state)
 -- The pending occurrence may have waited for these times.
 schedules().let_start(schedule, state)
+schedules().write_state(schedule, state)
 local earliest = first_due()
 if earliest then wake_next(earliest, earliest <= NOW and 1 or 0) end
 return 1

@@ -31,7 +31,9 @@ if token then
   redis.call('HSET', LEASE, id, lease)
   result = 'in_flight'
 elseif redis.call('ZSCORE', DUE, id) then
-  local schedule, nominal = schedules().parse_occurrence_id(id)
+  -- Few ids are those of occurrences, and creating the functions of schedules takes time.
+  local schedule, nominal
+  if string.find(id, '@%d+$') then schedule, nominal = schedules().parse_occurrence_id(id) end
   local state = schedule and schedules().read_state(schedule)
   local pending = state and state.next == nominal
   local after = pending and schedules().next_after(state, nominal)
@@ -42,7 +44,7 @@ elseif redis.call('ZSCORE', DUE, id) then
   remove(id)
   count('cancelled', 1)
   if pending then schedules().advance(schedule, state, after) end
-  schedules().ended(id)
+  if schedule then schedules().ended(id) end
   -- Another occurrence of this schedule may be due earlier now: the next one, if this one was
   -- rescheduled to a much later time, or an occurrence that waited for this one to end. So make
   -- sure that a node claims it in time.

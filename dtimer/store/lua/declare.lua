@@ -14,6 +14,8 @@
 --   misfire      c, s or a (parts/schedule.lua)
 --   overlap      q, a or s (parts/schedule.lua)
 --   jitter       in µs
+--   grace        how late an occurrence may start, in µs; '' for no limit
+--   expires      how long after its due time an occurrence expires, in µs; '' for never
 --   start        the first nominal time of an interval: µs, or '+<µs>' from now
 --   stop         the last moment at which a nominal time may be, in µs; '' for none
 --   left         how many occurrences; '' for no limit
@@ -60,7 +62,7 @@ else
     print = fingerprint, every = every, misfire = misfire, overlap = overlap, jitter = jitter,
     stop = stop, left = left, paused = old and old.paused or '', next = '',
     last = old and old.last or '', running = old and old.running or '', ahead = times,
-    final = final, gap = '', anchor = '', waits = '',
+    final = final, gap = '', anchor = '', waits = '', grace = grace, expires = expires, owner = '',
   }
   redis.call('HSET', DEFINITIONS, schedule, definition)
   redis.call('HSET', TEMPLATES, schedule, template)

@@ -25,7 +25,7 @@ if state then
     now = now + 1
   end
   now = digits(now)
-  local extra = {next = now, jitter = '', every = '0', left = '', paused = ''}
+  local extra = {next = now, jitter = '', expires = state.expires}
   schedules().store_pending(schedule, extra)
   count('posted', 1)
   id = schedules().occurrence_id(schedule, now)

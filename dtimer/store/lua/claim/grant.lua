@@ -47,11 +47,13 @@ for i, id in ipairs(ids) do
   end
   if is_occurrence and not stays then
     occurred = true
-    if not (old_token or cancelled or reason) then
-      -- If the occurrence does not start now, its schedule has moved or removed it.
+    if not (old_token or cancelled) and (not reason or reason == 'expired') then
+      -- If the occurrence does not start now, its schedule has moved or removed it. If it stands
+      -- for others, it expires later.
       local starts
-      starts, body = schedules().decide(id, body)
+      starts, body = schedules().decide(id, body, due)
       stays = not starts
+      if starts and reason and (parse_body(body) or 0) > NOW then reason = nil end
     end
     local schedule = schedules().parse_occurrence_id(id)
     if schedule and schedules().runs_short(schedule) then short[#short + 1] = schedule end
@@ -87,7 +89,7 @@ for i, id in ipairs(ids) do
       claimed = claimed + 1
       token = token + 1
     end
-    if (cancelled or reason) and string.find(old_flags or '', 's', 1, true) then
+    if (cancelled or reason) and (is_occurrence or string.find(old_flags or '', 's', 1, true)) then
       schedules().ended(id)
     end
   end

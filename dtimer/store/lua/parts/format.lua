@@ -53,13 +53,14 @@ local function first_of(body)
 end
 
 -- Return the body of an occurrence that replaces no missed ones.
-local function occurrence_body(max_retries, nominal, payload)
-  return ',' .. max_retries .. ',s' .. nominal .. ',0|' .. payload
+local function occurrence_body(expires, max_retries, nominal, payload)
+  return expires .. ',' .. max_retries .. ',s' .. nominal .. ',0|' .. payload
 end
 
--- Return the body of an occurrence with another number of missed ones.
-local function with_missed(body, missed)
-  return (string.gsub(body, '^(%d*,%d+,s%d+),%d+', '%1,' .. digits(missed), 1))
+-- Return the body of an occurrence with another expiry and another number of missed ones.
+local function with_missed(body, expires, missed)
+  return (string.gsub(
+    body, '^%d*(,%d+,s%d+),%d+', expires .. '%1,' .. digits(missed), 1))
 end
 
 -- Return a body with another payload.

@@ -23,7 +23,11 @@
 --   final     1 if no other times will follow these, else ''
 --   gap       how many past times were left out of the list `ahead`; '' for none
 --   anchor    one nominal time of the interval, from which the others are computed
---   waits     the time to which `postpone` has moved the pending occurrence; '' if it has not
+--   waits     the time to which this script, not a user, has last moved the pending occurrence; '' if
+--             it has not
+--   grace     how late an occurrence may start, in µs; '' for no limit
+--   expires   how long after its due time an occurrence expires, in µs; '' for never
+--   owner     of the block that declares it (parts/owners.lua); '' for none
 --
 -- Few events are occurrences. So a script creates these functions only when it needs the first of
 -- them: creating them takes as long as ten Redis commands.

@@ -2,7 +2,7 @@
 --
 -- Commands  hdel hget hset zadd zrem zscore
 -- Format    occurrence_body parse_template
--- Reads     jitter_of occurrence_id parse_occurrence_id read_state write_state
+-- Reads     due_of expiry_of occurrence_id parse_occurrence_id read_state write_state
 -- Sets      advance ended let_start postpone store_pending try_writes
 
 -- Store the pending occurrence in DUE, as a post does. An event with the same id is replaced:
@@ -12,10 +12,10 @@ local function store_pending(schedule, state)
   if state.next ~= '' and template then
     local max_retries, payload = parse_template(template)
     if not max_retries then return end
-    local nominal = tonumber(state.next)
-    local id = occurrence_id(schedule, state.next)
-    local added = redis.call('ZADD', DUE, digits(nominal + jitter_of(schedule, state, nominal)), id)
-    redis.call('HSET', BODY, id, occurrence_body(max_retries, state.next, payload))
+    local id, due = occurrence_id(schedule, state.next), due_of(schedule, state, state.next)
+    local added = redis.call('ZADD', DUE, digits(due), id)
+    local expires = expiry_of(state, due)
+    redis.call('HSET', BODY, id, occurrence_body(expires, max_retries, state.next, payload))
     if added == 0 then
       redis.call('HDEL', LEASE, id)
       redis.call('HDEL', TRIES, id)
@@ -54,14 +54,14 @@ local function postpone(schedule, state, id, when)
   write_state(schedule, state)
 end
 
--- Let the pending occurrence start now, if it is still at the time to which `postpone` moved it.
+-- Let the pending occurrence start now, if it is still at the time to which `postpone` moved it. The
+-- caller then writes the state.
 local function let_start(schedule, state)
   local id = occurrence_id(schedule, state.next)
   if state.waits ~= '' and tonumber(redis.call('ZSCORE', DUE, id)) == tonumber(state.waits) then
     -- If the clock was set back meanwhile, the occurrence may not be due any more.
-    local nominal = tonumber(state.next)
-    redis.call('ZADD', DUE, 'XX',
-      digits(math.max(NOW, nominal + jitter_of(schedule, state, nominal))), id)
+    state.waits = digits(math.max(NOW, due_of(schedule, state, state.next)))
+    redis.call('ZADD', DUE, 'XX', state.waits, id)
   end
 end
 
@@ -72,6 +72,6 @@ local function ended(id)
   local state = schedule and read_state(schedule)
   if not state or state.running ~= nominal then return end
   state.running = ''
-  write_state(schedule, state)
   let_start(schedule, state)
+  write_state(schedule, state)
 end

@@ -1,7 +1,7 @@
 -- Compute nominal times.
 --
 -- Reads     read_state
--- Sets      has_more is_due jitter_of next_after runs_short
+-- Sets      due_of expiry_of has_more is_due is_too_late jitter_of next_after runs_short
 
 -- A schedule runs short if `ahead` has this many times or fewer.
 local SHORT = 4
@@ -44,11 +44,26 @@ local function jitter_of(schedule, state, nominal)
   return math.floor(mixed / 2147483647 * (width + 1))
 end
 
--- Return whether an occurrence with this nominal time would be due.
-local function is_due(schedule, state, nominal)
-  return nominal + jitter_of(schedule, state, nominal) <= NOW
+-- Return when the occurrence with this nominal time is due.
+local function due_of(schedule, state, nominal)
+  nominal = tonumber(nominal)
+  return nominal + jitter_of(schedule, state, nominal)
 end
 
+-- Return whether an occurrence with this nominal time would be due.
+local function is_due(schedule, state, nominal)
+  return due_of(schedule, state, nominal) <= NOW
+end
+
+-- Return whether it is too late to start an occurrence that was due at this time.
+local function is_too_late(state, due)
+  return state.grace ~= '' and NOW > due + tonumber(state.grace)
+end
+
+-- Return when an occurrence that is due at this time expires; '' for never.
+local function expiry_of(state, due)
+  return state.expires ~= '' and digits(due + tonumber(state.expires)) or ''
+end
 
 -- Return whether nodes should add nominal times.
 local function runs_short(schedule)

@@ -8,13 +8,14 @@ local SHORTEST = 10000
 -- The fields of a state, in the order in which they are stored.
 local FIELDS = {
   'print', 'every', 'misfire', 'overlap', 'jitter', 'stop', 'left', 'paused', 'next', 'last',
-  'running', 'ahead', 'final', 'gap', 'anchor', 'waits',
+  'running', 'ahead', 'final', 'gap', 'anchor', 'waits', 'grace', 'expires', 'owner',
 }
 -- The pattern of each field; `print` may be anything.
 local PATTERNS = {
   every = '^%d*$', misfire = '^[csa]$', overlap = '^[qas]$', jitter = '^%d+$', stop = '^%d*$',
   left = '^%d*$', paused = '^1?$', next = '^%d*$', last = '^%d*$', running = '^%d*$',
   ahead = '^[%d,]*$', final = '^1?$', gap = '^%d*$', anchor = '^%d*$', waits = '^%d*$',
+  grace = '^%d*$', expires = '^%d*$', owner = '^[%w_.:/-]*$',
 }
 
 -- Return the state of a schedule; nil if there is none or dtimer has not written it. An
@@ -30,7 +31,7 @@ local function read_state(schedule)
   end
   for name, pattern in pairs(PATTERNS) do
     local value = state[name] or '?'
-    if not string.find(value, pattern) or (#value > 17 and name ~= 'ahead') then return nil end
+    if not string.find(value, pattern) or (#value > 17 and name ~= 'ahead' and name ~= 'owner') then return nil end
   end
   local every = tonumber(state.every)
   -- A jitter longer than the interval cannot have been written by dtimer, and could make the loop
