@@ -123,7 +123,15 @@ def interpreted(server: Running, keys: Keys) -> Iterator[Counter]:
     replies: dict[Connection, Any] = {}
 
     def send(
-        connection, script, arguments, until, limit=None, *, with_source=False, with_time=False
+        connection,
+        script,
+        arguments,
+        until,
+        limit=None,
+        *,
+        with_source=False,
+        with_time=False,
+        keep_lock=False,
     ):
         connection.sent = True
         words = [_argument(part) for part in arguments]

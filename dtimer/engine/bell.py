@@ -14,6 +14,8 @@ import itertools
 import os
 import select
 
+from dtimer import syscalls
+
 
 class _Pipe:
     """
@@ -37,7 +39,7 @@ class _Pipe:
     def write(self) -> None:
         # A full pipe already wakes the waiting thread. In a forked child the pipe is closed.
         with contextlib.suppress(OSError):
-            os.write(self.writer, b"\0")
+            syscalls.write(self.writer, b"\0")
 
     def close(self) -> None:
         self.reader = self.writer = -1
@@ -96,7 +98,7 @@ class Bell:
         """
         pipe = self._pipe
         with contextlib.suppress(BlockingIOError):
-            while pipe is not None and len(os.read(pipe.reader, 64)) == 64:
+            while pipe is not None and len(syscalls.read(pipe.reader, 64)) == 64:
                 pass
         rung, self._rung = self._rung, False
         return rung

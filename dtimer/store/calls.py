@@ -109,6 +109,7 @@ class PendingCall:
         lasts: How many seconds the attempt lasts while no byte of the reply arrives.
         longest: How many seconds it lasts while bytes arrive.
         with_time: Ask for the server's time after the script; see `ended_us`.
+        keep_lock: See `Connection.send`.
         end: Called once the connection is free again; its argument is True if the connection
             must be closed.
     """
@@ -122,6 +123,7 @@ class PendingCall:
         lasts: float,
         longest: float,
         with_time: bool,
+        keep_lock: bool,
         end: Callable[[bool], None],
     ) -> None:
         self._connection = connection
@@ -137,7 +139,9 @@ class PendingCall:
         self.ended_us: int | None = None
         try:
             until, limit = self._began + lasts, self._began + longest
-            connection.send(script, arguments, until, limit, with_time=with_time)
+            connection.send(
+                script, arguments, until, limit, with_time=with_time, keep_lock=keep_lock
+            )
         except BaseException as e:
             self._finish(e)
             raise

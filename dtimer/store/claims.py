@@ -71,7 +71,9 @@ class Claims:
         scripts, op = self._namespace.scripts, f"{session}:{request.seq}"
         # Only events that are claimed ahead wait for the time that is left until they are due.
         with_time = request.ahead_us > 0
-        call = scripts.start(_CLAIM, *arguments, op=op, longest=most, with_time=with_time)
+        call = scripts.start(
+            _CLAIM, *arguments, op=op, longest=most, with_time=with_time, keep_lock=request.lags
+        )
 
         def answer(*, read_late: bool) -> ClaimReply:
             try:

@@ -176,6 +176,7 @@ class ScriptClient:
         op: str = "",
         longest: float = 0.0,
         with_time: bool = False,
+        keep_lock: bool = False,
     ) -> PendingCall:
         """
         Send the script of *verb* once, without retrying, for a loop that repeats the call itself.
@@ -187,6 +188,7 @@ class ScriptClient:
             longest: How many seconds the attempt may last while its reply is arriving, at most
                 the deadline of a call.
             with_time: Ask for the server's time after the script; see `PendingCall.ended_us`.
+            keep_lock: See `Connection.send`.
 
         Raises:
             Exception: The error of the client library, untranslated.
@@ -208,6 +210,7 @@ class ScriptClient:
             lasts=lasts,
             longest=longest,
             with_time=with_time,
+            keep_lock=keep_lock,
             end=end,
         )
 

@@ -57,9 +57,10 @@ class TappedConnection:
         *,
         with_source: bool = False,
         with_time: bool = False,
+        keep_lock: bool = False,
     ) -> None:
         """Run the script at once, and keep the reply until `receive` is called; give no time."""
-        del until, limit, with_time
+        del until, limit, with_time, keep_lock
         self.sent = True
         try:
             self._reply = self._exchange(script, arguments, with_source=with_source), None

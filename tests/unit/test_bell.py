@@ -11,6 +11,7 @@ import time
 import pytest
 from servers import PATIENCE
 
+from dtimer import syscalls
 from dtimer.engine.bell import Bell
 
 
@@ -132,7 +133,7 @@ class TestDescriptors:
 
     def test_a_ring_that_meets_a_close_writes_to_no_other_file(self, bell, monkeypatch):
         """Another file may get the number of a descriptor as soon as that is closed."""
-        write = os.write
+        write = syscalls.write
         descriptors = {bell._pipe.reader, bell._pipe.writer}
         opened = []
 
@@ -141,7 +142,7 @@ class TestDescriptors:
             opened.extend(os.pipe())
             return write(descriptor, data)
 
-        monkeypatch.setattr(os, "write", write_after_close)
+        monkeypatch.setattr(syscalls, "write", write_after_close)
         bell.ring()
         assert_closed(descriptors)
         reader, writer = opened

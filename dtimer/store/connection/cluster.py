@@ -246,8 +246,9 @@ class ClusterConnection:
         *,
         with_source: bool = False,
         with_time: bool = False,
+        keep_lock: bool = False,
     ) -> None:
-        """See `Connection.send`. The server's time is never asked for."""
+        """See `Connection.send`. Neither *with_time* nor *keep_lock* has an effect."""
         self.sent = False
         self.arrived = 0
         self._last_call = (script, arguments, with_source)

@@ -139,11 +139,13 @@ class Connection:
         *,
         with_source: bool = False,
         with_time: bool = False,
+        keep_lock: bool = False,
     ) -> None:
         """
         Send *script*. The caller must receive its reply before sending anything else.
 
-        With *with_time*, `ended_us` is set with the reply.
+        With *with_time*, `ended_us` is set with the reply. With *keep_lock*, this thread keeps the
+        interpreter's lock in each system call that does not wait (`dtimer.syscalls`).
         """
         self.sent = False
         self.arrived = 0
@@ -170,6 +172,8 @@ class Connection:
                 set_deadline(connection, until, limit)
             self.sent = True
             sock = self._socket
+            if sock is not None:
+                sock.keeps_lock = keep_lock and sock.can_keep_lock
             if sock is None or not sock.fast:
                 connection.send_packed_command([packed], check_health=False)
             else:

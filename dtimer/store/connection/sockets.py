@@ -8,10 +8,14 @@ call. A reply of any other form is left to the library, from its first byte.
 
 from __future__ import annotations
 
+import contextlib
 import re
+import select
 import socket
 import time
 from typing import Any
+
+from dtimer import syscalls
 
 # The socket's timeout is set again only if it is wrong by this many seconds or more. Setting it
 # costs a system call, and nearly all calls need the same timeout.
@@ -28,7 +32,17 @@ _LONGEST_HEAD = 16
 _TIME_REPLY = re.compile(rb"\*2\r\n\$\d+\r\n(\d+)\r\n\$\d+\r\n(\d+)\r\n")
 _LONGEST_TIME = 64
 
+# The class of the standard library, even if gevent has replaced the name.
+_PLAIN: Any = socket.socket if socket.socket.__module__ == "socket" else None
+
 _NOTHING = memoryview(b"")
+
+
+def wait_readable(sock: socket.socket, seconds: float) -> bool:
+    """Wait at most *seconds* until *sock* can be read; return whether it can."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 class Socket:
@@ -50,8 +64,12 @@ class Socket:
         #: How many bytes of the reply to the last request have arrived, if it took several reads.
         self.arrived: int = 0
         self._moving = False
+        #: True to keep the interpreter's lock in system calls that do not wait.
+        self.keeps_lock: bool = False
         #: See `Connection.ended_us`.
         self.ended_us: int | None = None
+        #: False for TLS, and for a socket of a library such as gevent, which replaces the waits.
+        self.can_keep_lock: bool = syscalls.AVAILABLE and type(sock) is _PLAIN
         #: False once unrequested bytes have arrived. The library may have buffered some of them, so
         #: only the library can read the following replies.
         self.fast: bool = True
@@ -74,6 +92,12 @@ class Socket:
 
     def _recv_more(self, size: int) -> bytes:
         self._apply_deadline()
+        if self.keeps_lock:
+            # Release the lock once, for the wait.
+            with contextlib.suppress(BlockingIOError):
+                if not wait_readable(self._sock, self._timeout):
+                    raise TimeoutError("timed out")
+                return syscalls.recv(self._sock.fileno(), size)
         return self._sock.recv(size)
 
     # For dtimer's own calls
@@ -148,7 +172,11 @@ class Socket:
         self.arrived, self._moving = 0, False
         self._apply_deadline()
         if len(data) < LARGE:
-            self._sock.sendall(data, *flags)
+            if self.keeps_lock:
+                with contextlib.suppress(BlockingIOError):
+                    data = data[syscalls.send(self._sock.fileno(), data) :]
+            if data:
+                self._sock.sendall(data, *flags)
             return
         rest = memoryview(data)
         while rest := rest[self._sock.send(rest[:_MORE], *flags) :]:
