@@ -11,15 +11,16 @@ from collections.abc import Iterator, Sequence
 import click
 
 import dtimer
+from dtimer.cli.cancel import cancel
 from dtimer.cli.completion import completion
-from dtimer.cli.dead_letters import dead, purge, revive
+from dtimer.cli.dead_letters import dead, drop, purge, revive
 from dtimer.cli.demo.command import demo
 from dtimer.cli.doctor import doctor
-from dtimer.cli.events import cancel, post, stats, upcoming
+from dtimer.cli.events import post, stats, upcoming
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.groups import Grouped
 from dtimer.cli.listen import listen
-from dtimer.cli.namespace import health, nodes, pause, resume
+from dtimer.cli.namespace import clear, health, nodes, pause, resume
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, report_unwritable
 from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
@@ -67,9 +68,9 @@ app.fill(
         "Events": (post, upcoming, peek, reschedule, update, cancel),
         "Workers": (listen, nodes),
         "Schedules": (every, cron, schedules, run_now, unschedule),
-        "Dead letters": (dead, revive, purge),
+        "Dead letters": (dead, revive, drop, purge),
         "Watching": (stats, top, tail, health, doctor),
-        "The namespace": (pause, resume, export, import_),
+        "The namespace": (pause, resume, clear, export, import_),
         "Getting started": (demo, completion),
     }
 )

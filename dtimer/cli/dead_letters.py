@@ -1,4 +1,4 @@
-"""The commands about dead letters: ``dead``, ``revive``, ``purge``."""
+"""The commands about dead letters: ``dead``, ``revive``, ``drop``, ``purge``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from dtimer.cli.param_types import ID
 from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
+from dtimer.model.outcomes import Reason
 from dtimer.model.records import DeadLetter
 from dtimer.monitor.fields import letter_fields
 
@@ -68,22 +69,31 @@ def dead(settings: Settings, limit: int) -> None:
     Examples:
       $ dtimer revive charge-17 charge-18
       $ dtimer revive --all
+      $ dtimer revive --reason failed
     """
 )
 @click.argument("ids", type=ID, nargs=-1, metavar="[ID]...")
 @click.option("--all", "every", is_flag=True, help="All that are dead now.")
+@click.option(
+    "--reason",
+    type=click.Choice([reason.value for reason in Reason]),
+    metavar="REASON",
+    help="All that died for this reason, such as failed.",
+)
 @shared()
 @click.pass_obj
-def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
+def revive(settings: Settings, ids: tuple[str, ...], every: bool, reason: str | None) -> int:
     """
     Turn dead letters into waiting events, due now.
 
     Their attempts are counted from zero, and they do not expire.
     """
-    if bool(ids) == every:
-        raise click.UsageError("give either the ids of dead letters or --all")
+    if bool(ids) + every + (reason is not None) != 1:
+        raise click.UsageError("give either the ids of dead letters, or --all, or --reason")
     revived, refused = 0, list[str]()
     with opened(settings) as timer:
+        if reason is not None:
+            revived = timer.revive_dead(reason)
         for id in (letter.id for letter in timer.dead()) if every else ids:
             if timer.revive(id):
                 revived += 1
@@ -94,6 +104,31 @@ def revive(settings: Settings, ids: tuple[str, ...], every: bool) -> int:
         settings.output.notice(text, id=id)
     settings.output.result(f"revived {revived}", revived=revived, refused=len(refused))
     return ExitCode.NEGATIVE if refused else ExitCode.DONE
+
+
+@click.command(
+    epilog="""
+    The exit code is 1 if one of them is not a dead letter.
+
+    \b
+    Examples:
+      $ dtimer drop charge-17
+    """
+)
+@click.argument("ids", type=ID, nargs=-1, required=True, metavar="ID...")
+@shared()
+@click.pass_obj
+def drop(settings: Settings, ids: tuple[str, ...]) -> int:
+    """Delete single dead letters permanently."""
+    dropped = 0
+    with opened(settings) as timer:
+        for id in ids:
+            if timer.drop(id):
+                dropped += 1
+            else:
+                settings.output.notice(f"not deleted: {escaped(id)} is not a dead letter", id=id)
+    settings.output.result(f"deleted {dropped}", dropped=dropped)
+    return ExitCode.DONE if dropped == len(ids) else ExitCode.NEGATIVE
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""The commands about events: ``post``, ``upcoming``, ``cancel``, ``stats``."""
+"""The commands about events: ``post``, ``upcoming``, ``stats``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from dtimer.cli.durations import Moment
-from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import limit_option, shared
 from dtimer.cli.output import brief, escaped, lateness, moment, payload
 from dtimer.cli.param_types import DURATION, EVENT, EXPIRY, ID, MOMENT
@@ -18,7 +17,7 @@ from dtimer.cli.tables import Column, show
 from dtimer.model.arguments import IfExists
 from dtimer.model.ids import IdGenerator
 from dtimer.model.options import MOST_REPLICAS, validate
-from dtimer.model.records import Cancelled, Record
+from dtimer.model.records import Record
 from dtimer.model.times import format_duration
 from dtimer.monitor.fields import record_fields, stats_fields
 from dtimer.monitor.judgement import overdue_ms
@@ -159,40 +158,6 @@ def print_assumed_zones(settings: Settings, **moments: object) -> None:
         if isinstance(value, Moment) and value.zone_assumed:
             text = value.at.isoformat(" ")
             settings.output.notice(f"{name} {text}, taken as local time", **{name: text})
-
-
-_OUTCOMES = {
-    Cancelled.CANCELLED: (ExitCode.DONE, "cancelled: it will never start"),
-    Cancelled.IN_FLIGHT: (ExitCode.STARTED, "in flight: it has started; it will not be retried"),
-    Cancelled.NOT_FOUND: (ExitCode.NEGATIVE, "not found: no event with this id is pending"),
-}
-
-
-@click.command(
-    epilog="""
-    The exit code is 0 if the event will never start, 5 if it has started already, and 1
-    if there is no such event.
-
-    \b
-    Examples:
-      $ dtimer post '{"msg": "tea"}' 4m --id tea
-      $ dtimer cancel tea
-    """
-)
-@click.argument("id", type=ID)
-@shared()
-@click.pass_obj
-def cancel(settings: Settings, id: str) -> int:
-    """
-    Cancel the event ID: it never starts, or is not retried.
-
-    A running event is not stopped.
-    """
-    with opened(settings) as timer:
-        outcome = timer.cancel(id)
-    code, text = _OUTCOMES[outcome]
-    settings.output.result(text, id=id, outcome=outcome.value)
-    return code
 
 
 @click.command(

@@ -1,4 +1,4 @@
-"""The commands about a whole namespace: ``pause``, ``resume``, ``nodes``, ``health``."""
+"""The commands about a whole namespace: ``pause``, ``resume``, ``clear``, ``nodes``, ``health``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, moment
 from dtimer.cli.param_types import DURATION, ID
+from dtimer.cli.prompts import confirm_or_abort, yes_option
 from dtimer.cli.server import Settings, opened
 from dtimer.cli.tables import Column, show
 from dtimer.errors import StoreError
@@ -74,6 +75,36 @@ def pause(settings: Settings, schedule: str | None) -> int:
 def resume(settings: Settings, schedule: str | None) -> int:
     """Deliver events again; overdue events are delivered at once."""
     return _set_paused(settings, schedule, paused=False)
+
+
+@click.command(
+    epilog="""
+    The nodes, the totals and a pause stay. A running handler finishes, and its event is not
+    retried. Programs that declare schedules when they start will declare them again.
+
+    \b
+    Examples:
+      $ dtimer clear --yes
+      $ dtimer clear --ns orders --yes --json
+    """
+)
+@yes_option
+@shared()
+@click.pass_obj
+def clear(settings: Settings, yes: bool) -> None:
+    """Delete all events, dead letters and schedules permanently."""
+    with opened(settings) as timer:
+        what = f"Delete all events, dead letters and schedules of the namespace {settings.ns}"
+
+        def count() -> int:
+            stats = timer.stats()
+            schedules = sum(1 for _ in timer.schedules())
+            return stats.scheduled + stats.in_flight + stats.dead + schedules
+
+        confirm_or_abort(what, yes=yes, count=count)
+        cleared = timer.clear()
+    text = f"deleted {cleared.events} events, {cleared.dead} dead letters,"
+    settings.output.result(f"{text} {cleared.schedules} schedules", **dataclasses.asdict(cleared))
 
 
 _NODES = (

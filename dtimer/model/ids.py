@@ -25,6 +25,9 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 #: occurrence creates the next one.
 is_occurrence: Callable[[str], object] = re.compile(r"@\d{16}\Z").search
 
+#: Returns None unless an id has the form of those that `IdGenerator.for_caller` makes.
+is_for_caller: Callable[[str], object] = re.compile(r"[-0-9A-Z_a-z]{12}~[-0-9A-Z_a-z]{7}\Z").match
+
 # Base 64 with its digits in ASCII order, so that ids sort like the numbers that they encode.
 _TO_SORTED = bytes.maketrans(
     b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/",
@@ -173,6 +176,15 @@ class IdGenerator:
         ms = self._ms = max(self._ms, time.time_ns() // 1_000_000 - _EPOCH_MS)
         # A count beyond 30 bits carries into the milliseconds, once in a thousand million ids.
         return _spell((ms << 30) + next(self._count))
+
+    def for_caller(self) -> str:
+        """
+        Return a new id whose form shows that dtimer made it, for a caller who posts it later.
+
+        It has seven random characters behind those of other ids: nothing detects that another
+        generator has made the same id. Twenty characters fit into Redis's 24-byte size class.
+        """
+        return f"{self()}~{incarnation()[:7]}"
 
     def after_fork(self) -> None:
         """Restart in a forked child with another count, or parent and child generate equal ids."""

@@ -45,6 +45,22 @@ class Cancelled(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Cleared:
+    """
+    The numbers of what ``clear`` has deleted.
+
+    Attributes:
+        events: The number of events, waiting and in flight, with the pending occurrences.
+        dead: The number of dead letters.
+        schedules: The number of schedules.
+    """
+
+    events: int
+    dead: int
+    schedules: int
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """
     A stored event.
@@ -241,10 +257,10 @@ class Stats:
         paused: True if delivery is paused.
         totals: Counts since the namespace was created. Of events: ``posted``, ``started``,
             ``confirmed``, ``retried``, ``released``, ``cancelled``, ``superseded`` by a later post,
-            ``moved`` by a reschedule, ``revived``, ``died``, and ``died:`` with each `Reason`
-            (``expired`` equals ``died:expired``). Of occurrences: ``coalesced`` and ``skipped``.
-            Of leases that ran out: ``lapsed``. Of deliveries to a node that did not know the kind
-            of the event: ``unknown``.
+            ``moved`` by a reschedule, ``cleared``, ``revived``, ``died``, and ``died:`` with each
+            `Reason` (``expired`` equals ``died:expired``). Of occurrences: ``coalesced`` and
+            ``skipped``. Of leases that ran out: ``lapsed``. Of deliveries to a node that did not
+            know the kind of the event: ``unknown``.
         lateness: A histogram of how late events were delivered. Read it with `late`.
     """
 
@@ -329,4 +345,4 @@ class Health:
         )
 
 
-public(Cancelled, DeadLetter, Health, NodeInfo, Record, Schedule, State, Stats)
+public(Cancelled, Cleared, DeadLetter, Health, NodeInfo, Record, Schedule, State, Stats)

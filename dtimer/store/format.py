@@ -187,6 +187,12 @@ def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
     )
 
 
+def reason_of_letter(raw: bytes) -> str:
+    """Return the reason of a dead letter."""
+    match = _LETTER.match(raw)
+    return Reason.CORRUPT if match is None else text(match[2])
+
+
 def write_template(spec: ScheduleSpec) -> str:
     """Return the template of the occurrences of a schedule."""
     return f"{spec.max_retries}|{spec.payload}"

@@ -9,7 +9,7 @@ from dtimer.errors import PayloadError
 from dtimer.model.ids import LONGEST_ID
 from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode
-from dtimer.model.records import NodeInfo, Stats
+from dtimer.model.records import Cleared, NodeInfo, Stats
 from dtimer.store import replies
 from dtimer.store.format import text
 
@@ -36,6 +36,11 @@ def _totals(flat: Sequence[bytes]) -> dict[str, int]:
     totals = {text(flat[i]): replies.integer(flat[i + 1]) for i in range(0, len(flat), 2)}
     died = sum(number for name, number in totals.items() if name.startswith("died:"))
     return totals | {"died": died, "expired": totals.get(f"died:{Reason.EXPIRED}", 0)}
+
+
+def read_cleared(reply: bytes) -> Cleared:
+    """Read how much was deleted from a namespace."""
+    return Cleared(*map(int, reply.split(b";")))
 
 
 def read_nodes(flat: Sequence[Any]) -> list[NodeInfo]:

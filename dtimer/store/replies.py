@@ -9,7 +9,7 @@ from typing import Any, overload
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, ClaimReply, Outcome, Settlement, Verdict
 from dtimer.model.payload import decode
-from dtimer.model.records import Record, Schedule, State
+from dtimer.model.records import Cancelled, Record, Schedule, State
 from dtimer.store.format import (
     read_claim,
     read_letter,
@@ -22,6 +22,12 @@ from dtimer.store.rollback import NamespaceState
 
 _CLAIM = re.compile(rb"(\d+),(\d+),(\d+),(\d+),(\d+)\|")
 _DECLARED = re.compile(rb"new|changed|same|behind:\d{1,17}")
+_CANCELLED = {
+    ord("c"): Cancelled.CANCELLED,
+    ord("f"): Cancelled.IN_FLIGHT,
+    ord("n"): Cancelled.NOT_FOUND,
+    ord("s"): None,
+}
 _RESULTS = {ord(result.value): result for result in Outcome}
 
 
@@ -212,6 +218,17 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
         letter = read_letter(id, due, raw)
         return Record(id, letter.event, letter.died, state, letter.attempt)
     return Record(id, read_payload(raw), due / 1000, state, integer(attempt))
+
+
+def read_cancelled(reply: bytes, count: int) -> list[Cancelled | None]:
+    """
+    Read the outcomes of cancelling *count* events.
+
+    None is for an occurrence that was not cancelled, because the next one is not known yet.
+    """
+    if len(reply) != count:
+        raise ValueError(f"expected {count} letters, one for each event")
+    return [_CANCELLED[letter] for letter in reply]
 
 
 def read_stored_schedule(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, str], bool] | None:

@@ -190,6 +190,10 @@ class Schedules:
             if (schedule := self.get(id)) is not None:
                 yield schedule
 
+    def forget(self) -> None:
+        """Do not declare any schedule again after a rollback, because all are about to end."""
+        self._declared.clear()
+
     def remove(self, id: str) -> bool:
         """See `DTimer.unschedule`."""
         self._declared.pop(id, None)

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
 from dtimer.model.ids import schedule_of
-from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Stats
+from dtimer.model.records import Cancelled, Cleared, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import failures, overview, replies
 from dtimer.store.claims import Claims
 from dtimer.store.connection.sources import Source
 from dtimer.store.connection.subscription import Subscription
-from dtimer.store.format import Entry, read_letter, text
+from dtimer.store.format import Entry, read_letter, reason_of_letter
 from dtimer.store.keys import Keys
 from dtimer.store.namespace import SILENT_US, Namespace
 from dtimer.store.piped import Piped
-from dtimer.store.reply_checks import flag, understood
+from dtimer.store.reply_checks import flag, letters, understood
 from dtimer.store.rollback import RollbackDetector
 from dtimer.store.schedules import Schedules
 from dtimer.store.script_client import ScriptClient
@@ -36,9 +37,13 @@ from dtimer.store.server import Server
 from dtimer.store.walks import Walks
 
 _PAGE = 100
+# One script revives dead letters of about this many bytes.
+_MOST_REVIVED_BYTES = 1_000_000
 
 _ALONE = verb("alone", "node", "silent_after")
-_CANCEL = verb("cancel", "id")
+_CANCEL = verb("cancel", "ids...")
+_CLEAR = verb("clear")
+_DROP = verb("drop", "id")
 _JOIN = verb("join", "node", "description", "silent_after", "update")
 _LEAVE = verb("leave", "node")
 _NODES = verb("nodes", "silent_after")
@@ -47,7 +52,7 @@ _PEEK = verb("peek", "id")
 _POST = verb("post", "policy", "events...")
 _POST_NEW = verb("post_new", "events...")
 _RESCHEDULE = verb("reschedule", "id", "when")
-_REVIVE = verb("revive", "id")
+_REVIVE = verb("revive", "reason", "ids...")
 _STATS = verb("stats", "silent_after")
 _TRIM = verb("trim", "keep", "age")
 _UPDATE = verb("update", "id", "payload")
@@ -217,19 +222,25 @@ class Store:
     def cancel(self, id: str) -> Cancelled:
         """See `DTimer.cancel`."""
         until, schedule = self._scripts.deadline(), schedule_of(id)
-        while (result := self._cancel(id, until)) is None:
+        while (result := self._cancel([id], until)[0]) is None:
             self.schedules.check_deadline(until, schedule)
             self.schedules.add_times(schedule, until)
             self.schedules.check_deadline(until, schedule)
         return result
 
-    def _cancel(self, id: str, until: float) -> Cancelled | None:
-        """Cancel an event; return None, without effect, if its schedule needs more times first."""
+    def cancel_some(self, ids: Sequence[str]) -> list[Cancelled]:
+        """Cancel at most a few hundred events, if possible with one script."""
+        results = self._cancel(ids, self._scripts.deadline())
+        return [
+            self.cancel(id) if result is None else result
+            for id, result in zip(ids, results, strict=True)
+        ]
 
-        def read(reply: bytes) -> Cancelled | None:
-            return None if reply == b"short" else Cancelled(text(reply))
-
-        return self.namespace.ask(read, _CANCEL, id, until=until)
+    def _cancel(self, ids: Sequence[str], until: float) -> list[Cancelled | None]:
+        """Cancel events; None, without effect, is for one whose schedule needs more times first."""
+        return self.namespace.ask(
+            lambda reply: replies.read_cancelled(reply, len(ids)), _CANCEL, *ids, until=until
+        )
 
     def reschedule(self, id: str, when: str) -> bool:
         """See `DTimer.reschedule`."""
@@ -265,7 +276,52 @@ class Store:
 
     def revive(self, id: str) -> bool:
         """See `DTimer.revive`."""
-        return self.namespace.change(lambda: self.walks.revived(id), _REVIVE, id)
+        return self.revive_some([id]) == 1
+
+    def revive_some(self, ids: Sequence[str], reason: str = "") -> int:
+        """
+        Revive at most a few hundred dead letters with one script.
+
+        Args:
+            ids: The dead letters.
+            reason: Revive only those with this reason; ``""`` for any.
+
+        Returns:
+            The number revived.
+        """
+        revived = [True] * len(ids)
+        try:
+            read = functools.partial(letters, count=len(ids))
+            revived = self.namespace.ask(read, _REVIVE, reason, *ids)
+            return sum(revived)
+        except StoreError as e:
+            if not isinstance(e, OutcomeUnknown):
+                revived = []
+            raise
+        finally:
+            for id in itertools.compress(ids, revived):
+                self.walks.revived(id)
+
+    def revive_all(self, reason: str) -> int:
+        """Revive the present dead letters with this reason, oldest first; ``""`` for any."""
+        total, batch, size = 0, list[str](), 0
+        for id, _, raw in self.walks.dead(self.namespace.ask, _PAGE):
+            if reason in {"", reason_of_letter(raw)}:
+                batch.append(id)
+                size += len(raw)
+            if len(batch) == _PAGE or size > _MOST_REVIVED_BYTES:
+                total += self.revive_some(batch, reason)
+                batch, size = [], 0
+        return total + (self.revive_some(batch, reason) if batch else 0)
+
+    def drop(self, id: str) -> bool:
+        """See `DTimer.drop`."""
+        return self.namespace.ask(flag, _DROP, id)
+
+    def clear(self) -> Cleared:
+        """See `DTimer.clear`."""
+        self.schedules.forget()
+        return self.namespace.ask(overview.read_cleared, _CLEAR)
 
     def trim(self, limit: int, age_us: int) -> int:
         """

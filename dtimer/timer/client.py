@@ -14,12 +14,21 @@ from dtimer.model import summary
 from dtimer.model.arguments import IfExists, Misfire, Overlap, RedisPipeline
 from dtimer.model.event import Event
 from dtimer.model.ids import EventId, check_id, is_occurrence
-from dtimer.model.options import Options, check_count
-from dtimer.model.outcomes import Declared
+from dtimer.model.options import Options, check_choice, check_count
+from dtimer.model.outcomes import Declared, Reason
 from dtimer.model.payload import encode
-from dtimer.model.records import Cancelled, DeadLetter, NodeInfo, Record, Schedule, Stats
+from dtimer.model.records import (
+    Cancelled,
+    Cleared,
+    DeadLetter,
+    NodeInfo,
+    Record,
+    Schedule,
+    Stats,
+)
 from dtimer.model.times import Duration, Moment, duration_us
 from dtimer.store.store import Store
+from dtimer.timer.cancelling import cancel_many
 from dtimer.timer.declaring import prepare_schedule
 from dtimer.timer.poster import NoteSuperseded, Poster
 from dtimer.timer.posting import PostItem, PostPair, due_argument, prepare
@@ -165,6 +174,21 @@ class Client:
         self._notice_fork()
         self._poster.post_in_order(id, at)
 
+    def new_id(self) -> str:
+        """
+        Return an id for a later post, for a caller who must know the id before.
+
+        For example, store it in your own database in the transaction that also posts the event
+        with ``pipe``, or post the event after a commit. The id is recognised by its form:
+        an event posted with it may be claimed up to ``look_ahead`` before it is due, like an event
+        with a generated id, so it starts more precisely than one with an id of your own. In every
+        other respect the post is one with an id: *if_exists* applies, and no other id is made in
+        its place. If the event is replaced in these last milliseconds, the old one may still
+        start. Sends nothing to Redis.
+        """
+        self._notice_fork()
+        return self._poster.new_id.for_caller()
+
     # Events
 
     def update(self, id: str, ev: Mapping[str, Any]) -> bool:
@@ -202,6 +226,28 @@ class Client:
             it is not retried. ``NOT_FOUND`` if no event of that id is pending.
         """
         return self._live_store.cancel(check_id(id))
+
+    def cancel_many(self, ids: Iterable[str]) -> dict[Cancelled, int]:
+        """
+        Cancel many events, a hundred in one round trip.
+
+        To cancel by any property, give an iterator that selects events, such as
+        ``(r.id for r in timer.upcoming() if r.id.startswith("user-7-"))``. It ends although
+        the loop cancels what it visits.
+
+        Args:
+            ids: The ids. An iterator is consumed as the cancelling proceeds.
+
+        Returns:
+            For each member of `Cancelled`, how many of the ids had this outcome. An id that
+            occurs twice counts twice.
+
+        Raises:
+            OptionError: *ids* is a single id, or one of them is not valid. Of a list, all are
+                checked before any is cancelled.
+            StoreError: Some may be cancelled: a note on the exception says how many ids were done.
+        """
+        return cancel_many(self._live_store, ids)
 
     def reschedule(
         self, id: str, delay: Duration | None = None, *, at: Moment | None = None
@@ -284,9 +330,43 @@ class Client:
         """
         return self._live_store.revive(check_id(id))
 
+    def revive_dead(self, reason: Reason | str | None = None) -> int:
+        """
+        Revive all dead letters that exist now, or those with this *reason*, as `revive` does.
+
+        Letters that were never an event stay. A letter whose event dies again during the call is
+        not revived again.
+
+        Args:
+            reason: A member of `Reason`, or its text.
+
+        Returns:
+            The number revived.
+        """
+        wanted = "" if reason is None else check_choice(reason, "reason", tuple(Reason))
+        return self._live_store.revive_all(wanted)
+
+    def drop(self, id: str) -> bool:
+        """Delete the dead letter of this id; return False if there is none."""
+        return self._live_store.drop(check_id(id))
+
     def purge_dead(self) -> int:
         """Delete all dead letters; return how many there were."""
         return self._live_store.purge()
+
+    def clear(self) -> Cleared:
+        """
+        Delete all events, dead letters and schedules of the namespace, at one moment.
+
+        Running handlers finish, their events are not retried, and their nodes report lost leases.
+        An event that a node has claimed up to ``look_ahead`` before its due time still starts. The
+        totals of `stats` stay, and so do joined nodes and a `pause`. Other processes that declare
+        their schedules when they start will declare them again.
+
+        Returns:
+            How much was deleted.
+        """
+        return self._live_store.clear()
 
     # Recurring events
 

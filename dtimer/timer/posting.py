@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Required, TypedDict, get_args
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
 from dtimer.model.arguments import IfExists
-from dtimer.model.ids import IdGenerator, check_id, is_occurrence
+from dtimer.model.ids import IdGenerator, check_id, is_for_caller, is_occurrence
 from dtimer.model.options import MOST_RETRIES, Options, check_choice, check_count
 from dtimer.model.payload import encode
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
@@ -146,7 +146,8 @@ def prepare(
         until,
         max_retries,
         payload,
-        chosen_id=True,
+        # Of an id that dtimer has made, the caller says that it is new.
+        chosen_id=not is_for_caller(id),
         limited_wait=max_wait is not None,
         trace=trace,
     )

@@ -387,10 +387,10 @@ class TestServer:
 
 
 COMMANDS = {
-    *("post", "peek", "upcoming", "reschedule", "cancel"),
+    *("post", "peek", "upcoming", "reschedule", "update", "cancel"),
     *("every", "cron", "schedules", "unschedule", "run-now"),
     *("listen", "nodes", "stats", "health", "tail", "top", "pause", "resume"),
-    *("dead", "revive", "purge", "export", "import"),
+    *("dead", "revive", "drop", "purge", "clear", "export", "import"),
     *("doctor", "demo", "completion"),
 }
 

@@ -150,6 +150,28 @@ class TestDead:
         assert 2 == run("revive").code
         assert 2 == run("revive", "--all", "tea").code
 
+    def test_revive_by_reason_leaves_the_others(self, run, timer, dead, client):
+        """After a bug fix, the events that failed are handled, and no others."""
+        dead("tea", "milk")
+        prefix = f"dtimer:{{{timer.ns}}}:"
+        client.hset(prefix + "dead", "old", b"1,expired,0|,3|{}")
+        client.zadd(prefix + "graves", {"old": 1})
+        ran = run("revive", "--reason", "failed", "--json")
+        assert (0, [{"revived": 2, "refused": 0}]) == (ran.code, ran.objects)
+        assert ["old"] == [letter.id for letter in timer.dead()]
+        assert 2 == run("revive", "--reason", "faild").code
+        assert 2 == run("revive", "--reason", "failed", "--all").code
+
+    def test_drop_deletes_single_letters(self, run, timer, dead):
+        """An id that is not a dead letter is exit code 1, and the others are deleted."""
+        dead("tea", "milk", "cup")
+        assert (0, "deleted 1\n") == ((ran := run("drop", "tea")).code, ran.out)
+        ran = run("drop", "tea", "milk")
+        assert (1, "deleted 1\n") == (ran.code, ran.out)
+        assert "tea is not a dead letter" in ran.err
+        assert ["cup"] == [letter.id for letter in timer.dead()]
+        assert 2 == run("drop").code
+
     def test_purge_asks_first(self, run, timer, dead, server, namespace):
         """``purge`` deletes nothing without a confirmation at the terminal or ``--yes``."""
         dead("tea")
@@ -166,6 +188,73 @@ class TestDead:
         dead("tea")
         assert [{"dropped": 1}] == run("purge", "--yes", "--json").objects
         assert 0 == timer.stats().dead
+
+
+class TestCancel:
+    """``dtimer cancel`` for several events."""
+
+    @pytest.fixture(autouse=True)
+    def events(self, timer):
+        for n in range(4):
+            timer.post({"type": "remind" if n % 2 else "mail"}, HOUR, id=f"user-{n // 2}-{n}")
+        timer.post({}, HOUR, id="other")
+
+    def left(self, timer):
+        """Return the ids of the events that are left."""
+        return {record.id for record in timer.upcoming()}
+
+    def test_several_ids_are_counted_by_outcome(self, run, timer):
+        """The exit code is 1 if one of them is not pending, as for a single one."""
+        ran = run("cancel", "user-0-0", "other", "nothing", "--json")
+        assert (1, [{"cancelled": 2, "in_flight": 0, "not_found": 1}]) == (ran.code, ran.objects)
+        assert {"user-0-1", "user-1-2", "user-1-3"} == self.left(timer)
+
+    @pytest.mark.parametrize(
+        ("words", "left"),
+        [
+            (("--prefix", "user-1-"), "user-0-0 user-0-1 other"),
+            (("--kind", "remind"), "user-0-0 user-1-2 other"),
+            (("--kind", "remind", "--prefix", "user-1-"), "user-0-0 user-0-1 user-1-2 other"),
+            (("--kind", "remind", "--field", "do"), "user-0-0 user-0-1 user-1-2 user-1-3 other"),
+        ],
+    )
+    def test_those_that_match_are_cancelled(self, run, timer, words, left):
+        """A customer who leaves, or a kind of event that is withdrawn, may have thousands."""
+        ran = run("cancel", *words)
+        number = 5 - len(left.split())
+        assert (0, f"cancelled {number}, in flight 0, not found 0\n") == (ran.code, ran.out)
+        assert set(left.split()) == self.left(timer)
+
+    def test_a_choice_is_required(self, run, timer):
+        """A typing error must not cancel everything."""
+        for words in ((), ("other", "--prefix", "user-"), ("--prefix", "")):
+            assert 2 == run("cancel", *words).code
+        assert 5 == len(self.left(timer))
+
+
+class TestClear:
+    """``dtimer clear``."""
+
+    def test_asks_first(self, run, timer, server, namespace):
+        """Nothing is deleted without a confirmation at the terminal or ``--yes``."""
+        timer.post({}, HOUR, id="tea")
+        timer.every(HOUR, {}, id="beat")
+        assert 2 == run("clear").code
+        for answer, code, left in (("n\n", 130, 2), ("y\n", 0, 0)):
+            with Terminal("clear", env=environment(server, namespace)) as terminal:
+                terminal.find(r"Delete all events, dead letters and schedules .* \(3\)\? \[y/N\]")
+                terminal.type(answer)
+                assert code == terminal.wait()
+            assert left == timer.stats().scheduled
+
+    def test_says_how_much_it_deleted(self, run, timer):
+        """An operator can tell a wrong namespace from an empty one."""
+        timer.post({}, HOUR, id="tea")
+        timer.every(HOUR, {}, id="beat")
+        deleted = [{"events": 2, "dead": 0, "schedules": 1}]
+        assert deleted == run("clear", "--yes", "--json").objects
+        ran = run("clear", "--yes")
+        assert "deleted 0 events, 0 dead letters, 0 schedules\n" == ran.out
 
 
 class TestPause:

@@ -116,6 +116,26 @@ with dt:
     'README.rst: dt.every(60_000, {"do": "sweep"}, id="sweep")': Case(
         "report\nsweep\n", NODE, "for s in dt.schedules(): print(s.id)\n"
     ),
+    "docs/howto/debounce.rst: def saved(document):": Case(
+        "1 True\n",
+        NODE,
+        """
+for _ in range(10): saved(17)
+print(dt.stats().scheduled, dt.peek("index-17").event == {"index": 17})
+""",
+    ),
+    'docs/howto/debounce.rst: dt.post({"sync": 7}, 10_000, id="sync-7", max_wait=10_000)   '
+    "# deliver the last payload": Case("2\n", NODE, "print(dt.stats().scheduled)\n"),
+    'docs/howto/debounce.rst: if redis_client.set("cool-7", "1", nx=True, px=10_000):': Case(
+        "1\n",
+        NODE + "from fakeredis import FakeRedis\n\nredis_client = FakeRedis()\n",
+        "print(dt.stats().scheduled)\n",
+    ),
+    'docs/howto/debounce.rst: if not dt.update("index-17", {"index": 17, "full": True}):': Case(
+        "{'index': 17, 'full': True}\n",
+        NODE + 'dt.post({"index": 17}, 60_000, id="index-17")\n',
+        'print(dt.peek("index-17").event)\n',
+    ),
     "docs/internals.rst: from dtimer.faultpoints import arm": Case(
         "{}\n", "import os, signal\n", "from dtimer.faultpoints import armed\nprint(armed)\n"
     ),

@@ -9,7 +9,7 @@ from typing import Any
 
 from chaos.history import Writer, checksum
 from dtimer import DTimer, RunAt
-from dtimer.errors import EventExists, StoreError
+from dtimer.errors import EventExists, OutcomeUnknown, StoreError
 from dtimer.model.event import Event
 
 
@@ -51,23 +51,24 @@ class Calls:
         }
         if "expires" in options:
             about["expires_us"] = round(options["expires"] * 1000)
-        if options.get("generated"):
+        if "max_wait" in options:
+            about["max_wait_us"] = round(options["max_wait"] * 1000)
+        if options.get("generated") or options.get("known"):
             about["generated"] = True
         return about
 
     @staticmethod
     def _asked(options: dict[str, Any]) -> dict[str, Any]:
         """Return the options to pass on: without an id that the library will generate."""
-        if not options.get("generated"):
-            return options
-        return {name: value for name, value in options.items() if name not in ("id", "generated")}
+        without = ("id", "generated") if options.get("generated") else ("known",)
+        return {name: value for name, value in options.items() if name not in without}
 
     def post(self, timer: DTimer, payload: dict[str, Any], delay: float, **options: Any) -> None:
         """
         Post an event, and record its ``id`` before the call: a killed poster records nothing more.
 
         With the option ``generated``, *timer* generates the id. It is the id that `chaos.posting`
-        has reserved for this post.
+        has reserved for this post. With the option ``known``, the id comes from ``new_id``.
         """
         options.setdefault("max_retries", 3)
         with self._recorded("post", **self._fields(payload, delay, **options)) as end:
@@ -113,6 +114,28 @@ class Calls:
         with self._recorded("cancel", id=id) as end:
             end["outcome"] = timer.cancel(id).name
 
+    def cancel_many(self, timer: DTimer, ids: Sequence[str]) -> None:
+        """Cancel several events in one call. Each has a record of its own outcome."""
+        k: int | None = None
+        for id in ids:
+            k = self._writer.inv("cancel", k=k, id=id)
+        assert k is not None
+        try:
+            outcomes = timer._store.cancel_some(ids)
+        except StoreError as e:
+            self._writer.end("cancel", k, "info" if isinstance(e, OutcomeUnknown) else "no")
+            return
+        for id, outcome in zip(ids, outcomes, strict=True):
+            self._writer.end("cancel", k, id=id, outcome=outcome.name)
+
+    def update(self, timer: DTimer, id: str, payload: dict[str, Any]) -> None:
+        with self._recorded("update", id=id, n=payload["n"], crc=checksum(payload)) as end:
+            end["updated"] = timer.update(id, payload)
+
+    def drop(self, timer: DTimer, id: str) -> None:
+        with self._recorded("drop", id=id) as end:
+            end["dropped"] = timer.drop(id)
+
     def reschedule(self, timer: DTimer, id: str, delay: float) -> None:
         with self._recorded("reschedule", id=id, delay_us=round(delay * 1000)) as end:
             end["moved"] = timer.reschedule(id, delay)
@@ -148,6 +171,15 @@ class Calls:
     def revive(self, timer: DTimer, id: str) -> None:
         with self._recorded("revive", id=id) as end:
             end["revived"] = timer.revive(id)
+
+    def revive_some(self, timer: DTimer, ids: Sequence[str], reason: str) -> None:
+        """Revive several dead letters in one call, if they have a reason."""
+        k: int | None = None
+        for id in ids:
+            k = self._writer.inv("revive", k=k, id=id)
+        assert k is not None
+        with self._recorded("revive", k=k):
+            timer._store.revive_some(ids, reason)
 
     def unschedule(self, timer: DTimer, id: str) -> bool:
         """End a schedule; return True if the call succeeded."""

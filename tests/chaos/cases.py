@@ -151,6 +151,14 @@ class Case:
         said = {"outcome": outcome} if outcome else {}
         self.call(fields["p"], "cancel", at, end, ph, said=said, id=id)
 
+    def update(self, id: str, n: int, at: float, updated: bool = True, *, crc: int) -> None:
+        """Add an update of the event that the post *n* has stored."""
+        self.call(POSTER, "update", at, at + 2, said={"updated": updated}, id=id, n=n, crc=crc)
+
+    def drop(self, id: str, at: float) -> None:
+        """Add a drop of a dead letter."""
+        self.call(POSTER, "drop", at, at + 2, said={"dropped": True}, id=id)
+
     def fault(self, name: str, begin: float, end: float, target: str = "srv") -> None:
         """Add a fault, from its beginning to its end."""
         for at, phase in ((begin, "begin"), (end, "end")):

@@ -29,6 +29,11 @@ most records have. Besides calls and runs, the checker reads:
     The possible reasons of a redelivery; see `chaos.troubles`.
 ``extend`` with ``ms``, ``retry``, ``release``, ``confirm``, ``auto``
     How a claim ended. Without them the checker finds less, and reports nothing wrong.
+``update`` with ``n`` and ``crc`` (its end with ``updated``), ``drop`` (its end with ``dropped``)
+    Required: without them the checker takes their effects for violations.
+``post`` with ``max_wait_us``
+    The event may become due before its delay is over, and must not become due later than this long
+    after the wait began (I18).
 ``revive``, ``run_now`` (its end with ``occurrence``, the id), ``pause_schedule``, ``unschedule``
     Required: without them the checker takes their effects for violations.
 ``final``, once, by the program that ends the run
@@ -59,8 +64,8 @@ from chaos.verdict import CheckContext, Verdict
 
 #: Calls of the library that have a deadline of one script each.
 _CALLS = {
-    *("cancel", "confirm", "extend", "post", "release", "reschedule", "retry", "revive"),
-    *("schedule", "unschedule", "write"),
+    *("cancel", "confirm", "drop", "extend", "post", "release", "reschedule", "retry", "revive"),
+    *("schedule", "unschedule", "update", "write"),
 }
 _OF_SCHEDULES = {"schedule", "unschedule", "run_now", "pause_schedule", "resume_schedule"}
 _COUNTED = _CALLS | {"run_now", "pause_schedule", "resume_schedule"}

@@ -13,6 +13,7 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator
 
+from chaos.change_checker import ChangeChecker
 from chaos.clock import Clock
 from chaos.history import Operation
 from chaos.id_history import IdHistory
@@ -33,6 +34,7 @@ class IdChecker:
         self._context = context
         self._clock = clock
         self._lease_checker = LeaseChecker(context, clock)
+        self._change_checker = ChangeChecker(context, clock)
         self._latest = context.troubles.latest
 
     def check(self, id: str, operations: list[Operation]) -> None:
@@ -60,6 +62,7 @@ class IdChecker:
             if history.cancels:
                 self._check_cancels(history, gen)
             self._count_end(history, gen)
+        self._change_checker.check(history, gens)
         if self._context.pending is not None and id in self._context.pending:
             self._check_pending(history, gens)
 
@@ -187,11 +190,6 @@ class IdChecker:
                 self._context.blame("I3", history.id, "a refused post was delivered", post, run)
             elif run.t < post.t:
                 self._context.blame("I3", history.id, "delivered before it was posted", post, run)
-            crc = post.data.get("crc")
-            if crc is not None and run.data.get("crc") != crc:
-                self._context.blame(
-                    "I10", history.id, "another payload than the posted one", post, run
-                )
         if gen.runs and not gen.revived and self._clock.kept_pace(post.t, gen.runs[0].t):
             self._check_delay(history, gen, post)
         expires = post.data.get("expires_us")
@@ -202,7 +200,8 @@ class IdChecker:
         """Find handlers that began before the delay was over by the monotonic clock."""
         run = gen.runs[0]
         delay = post.data.get("delay_us")
-        if run.data["att"] != 1 or delay is None:
+        # The limit of a debounce may make the event due before the delay is over.
+        if run.data["att"] != 1 or delay is None or "max_wait_us" in post.data:
             return
         setters = [post, *(m for m in history.moves if m.ph != "no" and m.data.get("moved", True))]
         claimed, _ = self._clock.claimed(run)
@@ -264,6 +263,8 @@ class IdChecker:
             counts["expired" if "expired" in reasons else "dead"] += 1
         elif self._may_be_cancelled(history, post):
             counts["cancelled"] += 1
+        elif any(d.ph != "no" and d.data.get("dropped") is not False for d in history.drops):
+            counts["dropped"] += 1
         elif not gen.alone or not self._stored(gen):
             counts["superseded"] += 1
         elif self._context.pending is None or history.id in self._context.pending:

@@ -25,6 +25,8 @@ class IdHistory:
         self.cancels: list[Operation] = []
         self.moves: list[Operation] = []
         self.revivals: list[Operation] = []
+        self.updates: list[Operation] = []
+        self.drops: list[Operation] = []
         self.strays: list[Operation] = []
         rest = []
         for op in operations:
@@ -45,6 +47,10 @@ class IdHistory:
             self.moves.append(op)
         elif op.op == "revive":
             self.revivals.append(op)
+        elif op.op == "update":
+            self.updates.append(op)
+        elif op.op == "drop":
+            self.drops.append(op)
         elif (gen := self._whose(op)) is None:
             if op.op == "run" or (op.op in ("dead", "expired") and op.data.get("n") is not None):
                 self.strays.append(op)

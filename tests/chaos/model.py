@@ -215,6 +215,18 @@ class Model:
         )
         return True
 
+    def drop(self, id: str) -> bool:
+        """Delete one dead letter."""
+        return self.dead.pop(id, None) is not None
+
+    def clear(self) -> tuple[int, int, int]:
+        """Delete everything; return the numbers of events, dead letters and schedules."""
+        sizes = len(self.pending), len(self.dead), len(self.schedules)
+        self.pending.clear()
+        self.dead.clear()
+        self.schedules.clear()
+        return sizes
+
     def trim(self, now: int, limit: int, age: int) -> int:
         """Delete dead letters, the oldest first; return how many."""
         oldest = sorted(self.dead, key=lambda name: (self.dead[name].died, name))

@@ -48,6 +48,9 @@ _TABLES = "tests/integration/test_new_tables.py"
 _NONSENSE = "tests/unit/test_nonsense.py"
 _WALKS = "tests/integration/test_walks.py"
 _POST = "store/lua/post.lua"
+_CANCELLING = "tests/integration/test_cancel_many.py"
+_CLEAR = "tests/integration/test_clear.py"
+_LETTERS = "tests/integration/test_dead_letters.py"
 _UPDATE = "tests/integration/test_update.py"
 _DEBOUNCE = "tests/integration/test_debounce.py"
 _POST_NEW = "store/lua/post_new.lua"
@@ -367,7 +370,7 @@ MUTANTS = [
     _mutant("a cancelled event is retried", _SETTLE, _STORE,
             "    elseif cancelled then\n", "    elseif cancelled and verdict == 'bury' then\n"),
     _mutant("the cancel of a running event returns CANCELLED", "store/lua/cancel.lua", _STORE,
-            "result = 'in_flight'", "result = 'cancelled'"),
+            "letter = 'f'", "letter = 'c'"),
     # ----------------------------------------------------------------- wakes, polls and duty
     _mutant("a node relies on wakes instead of the poll", "engine/next_claim.py", _NEXT_CLAIM,
             "min(min(poll, _LONGEST_WAIT) * jitter, echo)", "min(_LONGEST_WAIT, echo)"),
@@ -527,11 +530,30 @@ MUTANTS = [
     _mutant("a revived event continues its debounce", "store/lua/parts/format.lua", _DEBOUNCE,
             "  return (string.gsub(body, '^([^|]*),f%d+([,|])', '%1%2', 1))\n",
             "  return body\n"),
+    _mutant("an id of new_id counts as an id of the user's own", "timer/posting.py",
+            "tests/integration/test_new_id.py",
+            "chosen_id=not is_for_caller(id)", "chosen_id=True"),
     # ------------------------------------------------------------------------ updates
     _mutant("an update changes an event in flight", "store/lua/update.lua", _UPDATE,
             " and not parse_lease(redis.call('HGET', LEASE, id))\n", "\n"),
     _mutant("a repeated update undoes a later one", "store/lua/update.lua", _UPDATE,
             _RECALL, _FORGETS),
+    # ------------------------------------------------------------------- many events at a time
+    _mutant("events after an occurrence that runs short are not cancelled",
+            "store/lua/cancel.lua", _CANCELLING,
+            "      letter = 's'\n", "      return 's'\n"),
+    _mutant("an event that was cancelled by another script call is counted as cancelled",
+            "store/replies.py", _CANCELLING,
+            'ord("n"): Cancelled.NOT_FOUND', 'ord("n"): Cancelled.CANCELLED'),
+    _mutant("dead letters with another reason are revived", "store/lua/revive.lua", _LETTERS,
+            "if letter and (reason == '' or reason_of_letter(letter) == reason) then",
+            "if letter then"),
+    _mutant("a repeated drop deletes a later dead letter", "store/lua/drop.lua", _LETTERS,
+            _RECALL, _FORGETS),
+    _mutant("a repeated clear deletes later events", "store/lua/clear.lua", _CLEAR,
+            _RECALL, _FORGETS),
+    _mutant("the leases of deleted events remain", "store/lua/clear.lua", _CLEAR,
+            "redis.call('UNLINK', DUE, BODY, LEASE,", "redis.call('UNLINK', DUE, BODY,"),
     # ----------------------------------------------------------------- signal handlers and forks
     _mutant("a signal handler's join starts a second node within a join",
             "timer/membership.py", "tests/integration/test_interruptions.py",

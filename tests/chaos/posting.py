@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import redis
@@ -22,6 +21,7 @@ from chaos.calls import Calls
 from chaos.program import Program
 from dtimer import DTimer, RunAt
 from dtimer.errors import OptionError, PayloadError
+from dtimer.model.ids import IdGenerator
 
 #: The steps, by weight.
 _STEPS: dict[str, float] = {
@@ -32,12 +32,17 @@ _STEPS: dict[str, float] = {
     "post_if": 7,
     "post_in_pipe": 3,
     "post_again": 7,
+    "post_debounced": 7,
+    "update": 4,
     "cancel": 7,
+    "cancel_many": 1,
     "reschedule": 7,
     "burst": 0.25,
     "schedule": 2,
     "run_now": 0.5,
     "revive": 0.5,
+    "revive_some": 0.2,
+    "drop": 0.2,
     "write": 6,
     "hostile": 5,
 }
@@ -54,6 +59,12 @@ STEADY: dict[str, dict[str, Any]] = {
 #: The fraction of new events whose ids the library generates, so that nodes claim them ahead of
 #: time. The poster names the other events, and posts some of those ids again.
 _GENERATED = 0.4
+
+#: The fraction of these whose ids the poster asks for before it posts.
+_KNOWN = 0.3
+
+#: The number of ids of a poster that are posted with ``max_wait``, and with nothing else.
+_DEBOUNCED = 4
 
 #: The number of events in a burst for one millisecond.
 BURST = 500
@@ -73,7 +84,7 @@ class _Ids:
     no later record can give the id.
     """
 
-    def __init__(self, ids: Callable[[], str]) -> None:
+    def __init__(self, ids: IdGenerator) -> None:
         self._generate = ids
         self._reserved: deque[str] = deque()
 
@@ -81,6 +92,10 @@ class _Ids:
         """Generate an id now, for the next post that has none yet."""
         self._reserved.append(self._generate())
         return self._reserved[-1]
+
+    def for_caller(self) -> str:
+        """Generate an id for `DTimer.new_id`."""
+        return self._generate.for_caller()
 
     def __call__(self) -> str:
         return self._reserved.popleft() if self._reserved else self._generate()
@@ -108,6 +123,8 @@ class Posting(Program):
         self.recent: deque[str] = deque(maxlen=40)
         #: Ids that the library generated. They are never posted again.
         self.generated: deque[str] = deque(maxlen=20)
+        #: The payloads of the last of these ids.
+        self.payloads: dict[str, dict[str, Any]] = {}
         self.keys: deque[str] = deque(maxlen=10)
 
     # -------------------------------------------------------------------------- the steps
@@ -116,8 +133,13 @@ class Posting(Program):
         """Return a payload, and the options that give its id."""
         if self.rng.random() < _GENERATED:
             payload = workload.payload(self.rng, self.serial(), self._near(), generated=True)
-            self.generated.append(self.ids.reserve())
-            return payload, {"id": self.generated[-1], "generated": True}
+            known = self.rng.random() < _KNOWN
+            id = self.timer.new_id() if known else self.ids.reserve()
+            self.generated.append(id)
+            self.payloads = {id: payload} | {
+                id: payload for id, payload in self.payloads.items() if id in self.generated
+            }
+            return payload, {"id": id, "known" if known else "generated": True}
         payload, id = self._named()
         return payload, {"id": id}
 
@@ -176,6 +198,25 @@ class Posting(Program):
         payload, id = self._named()
         self.calls.post(self.timer, payload, self._delay(), id=self.rng.choice([id, *self.recent]))
 
+    def post_debounced(self) -> None:
+        """Post an event again and again, so that it would never start without a limit."""
+        delay = self.rng.uniform(100, 500)
+        limit = self.rng.choice([delay, 700, 1_500])
+        id = f"{self.name}-debounced-{self.rng.randrange(_DEBOUNCED)}"
+        payload = {"n": self.serial(), "do": "ok"}
+        self.calls.post(self.timer, payload, delay, id=id, max_wait=limit)
+
+    def update(self) -> None:
+        """Replace the payload of an event that is never posted again."""
+        if self.payloads:
+            id = self.rng.choice(list(self.payloads))
+            payload = self.payloads[id] | {"updated": self.serial()}
+            self.calls.update(self.timer, id, payload)
+
+    def cancel_many(self) -> None:
+        if near := self._near():
+            self.calls.cancel_many(self.timer, list(set(self.rng.choices(near, k=4))))
+
     def cancel(self) -> None:
         if near := self._near():
             self.calls.cancel(self.timer, self.rng.choice(near))
@@ -224,12 +265,25 @@ class Posting(Program):
         """Run an additional occurrence of a schedule."""
         self.calls.run_now(self.timer, self._schedule(self.rng.randrange(3)))
 
-    def revive(self) -> None:
-        letters = []
+    def _letters(self) -> list[str]:
         with self.calls.ignoring_outages():
-            letters = [letter.id for letter in self.timer.dead(limit=50)]
-        if letters:
+            return [letter.id for letter in self.timer.dead(limit=50)]
+        return []
+
+    def revive(self) -> None:
+        if letters := self._letters():
             self.calls.revive(self.timer, self.rng.choice(letters))
+
+    def revive_some(self) -> None:
+        """Revive those of several dead letters that have a reason."""
+        if letters := self._letters():
+            reason = self.rng.choice(["failed", "lease_lost", "expired"])
+            self.calls.revive_some(self.timer, list(set(self.rng.choices(letters, k=4))), reason)
+
+    def drop(self) -> None:
+        # The checker accounts for each occurrence of a schedule by its end.
+        if letters := [id for id in self._letters() if "@" not in id]:
+            self.calls.drop(self.timer, self.rng.choice(letters))
 
     def write(self) -> None:
         """Write a new key, or move a recent one."""

@@ -25,6 +25,7 @@ def _method(name: str) -> Callable[..., Step]:
 
 say, call, post, run, ahead = map(_method, ("say", "call", "post", "run", "ahead"))
 claim, leave, holder, cancel = map(_method, ("claim", "leave", "holder", "cancel"))
+update, drop = map(_method, ("update", "drop"))
 fault, kill, ends = map(_method, ("fault", "kill", "ends"))
 
 

@@ -12,8 +12,8 @@ from chaos.verdict import INVARIANTS, Spread, Verdict
 _COUNTS = (
     *("posted", "handled", "occurrences", "of them handled", "in held chains"),
     *("claimed ahead", "left unstarted", "lost", "early", "dead", "expired", "cancelled"),
-    *("superseded", "pending", "refused", "unknown outcomes", "recovered", "written", "read"),
-    *("processes", "killed", "records", "torn lines"),
+    *("superseded", "debounced", "dropped", "pending", "refused", "unknown outcomes"),
+    *("recovered", "written", "read", "processes", "killed", "records", "torn lines"),
 )
 _PHASES = ("healthy", "faulty", "healed", "drained")
 

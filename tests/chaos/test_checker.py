@@ -2,7 +2,7 @@
 The checker accepts every history that a correct library can produce, and rejects the others.
 
 `chaos.history` explains the fields of the records, and `chaos.verdict.INVARIANTS` the codes I1 to
-I17.
+I18.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from chaos.steps import (
     check_illegal,
     check_legal,
     claim,
+    drop,
     ends,
     fault,
     holder,
@@ -43,6 +44,7 @@ from chaos.steps import (
     run,
     say,
     tell,
+    update,
 )
 from chaos.table import as_json, as_text
 
@@ -181,6 +183,37 @@ LEGAL = [
           call(POSTER, "reschedule", 10, 12, said={"moved": True}, id="a", delay_us=50_000),
           run("a", 1, 70)),
 
+    # Changes of a stored event.
+    legal("an updated event is delivered with the new payload, also with its retry",
+          post("a", 1), update("a", 1, 3, crc=71), run("a", 1, 10, crc=71, ph="no"),
+          update("a", 1, 30, crc=72), run("a", 1, 80, att=2, crc=72)),
+    legal("an update that found the event in flight changes nothing",
+          post("a", 1), run("a", 1, 10, took=30, ph="no"), update("a", 1, 20, False, crc=71),
+          run("a", 1, 90, att=2)),
+    legal("an update with an unknown outcome may have been done or not",
+          post("a", 1), call(POSTER, "update", 3, 5, "info", id="a", n=1, crc=71),
+          run("a", 1, 10, crc=71),
+          post("b", 2), call(POSTER, "update", 3, 5, "info", id="b", n=2, crc=72),
+          run("b", 2, 10)),
+    legal("a dropped dead letter is gone",
+          post("a", 1, max_retries=0), run("a", 1, 10, ph="no"), drop("a", 30),
+          counts={"dropped": 1, "lost": 0}),
+    legal("a debounce is due at the end of its wait, before the delay of the last post is over",
+          post("a", 1, delay_us=100_000, max_wait_us=150_000),
+          post("a", 2, 90, delay_us=100_000, max_wait_us=150_000),
+          run("a", 2, 152, due=server_us(151)),
+          counts={"debounced": 1, "superseded": 1}),
+    legal("a post during the handler begins a new wait",
+          post("a", 1, max_wait_us=100_000), run("a", 1, 10, took=90),
+          post("a", 2, 60, delay_us=100_000, max_wait_us=100_000), run("a", 2, 163)),
+    legal("a post without a limit ends the wait",
+          post("a", 1, delay_us=100_000, max_wait_us=100_000), post("a", 2, 50, delay_us=100_000),
+          post("a", 3, 140, delay_us=100_000, max_wait_us=100_000), run("a", 3, 243)),
+    legal("a node that was killed may have claimed the event and begun a new wait",
+          say(NODE, 0, "node", phase="begin"),
+          post("a", 1, delay_us=100_000, max_wait_us=100_000), kill(NODE, 103),
+          post("a", 2, 120, delay_us=100_000, max_wait_us=100_000), run("a", 2, 223, p=OTHER)),
+
     # Events that are claimed ahead of their due time.
     legal("an event with a generated id is claimed ahead",
           post("a", 1, delay_us=50_000, generated=True), ahead("a", 1, 53, due=51, early=20),
@@ -251,6 +284,23 @@ ILLEGAL = [
             post("a", 1, delay_us=100_000),
             call(POSTER, "reschedule", 10, 12, said={"moved": True}, id="a", delay_us=500_000),
             run("a", 1, 110)),
+    illegal("an update is lost", "I10", "another payload",
+            post("a", 1), update("a", 1, 3, crc=71), run("a", 1, 10)),
+    illegal("a refused update is done", "I10", "another payload",
+            post("a", 1), update("a", 1, 3, False, crc=71), run("a", 1, 10, crc=71)),
+    illegal("an event in flight is updated", "I10", "in flight was updated",
+            post("a", 1), run("a", 1, 10, took=50), update("a", 1, 20, crc=71),
+            holder("confirm", 40, began("a", 1, 10))),
+    illegal("a dropped dead letter is still there at the end", "I8", "still there",
+            post("a", 1, max_retries=0), run("a", 1, 10, ph="no"), drop("a", 30),
+            ends(dead=[{"id": "a", "n": 1, "reason": "failed", "attempt": 1}])),
+    illegal("a dropped dead letter is delivered", "I8", "still there",
+            post("a", 1, max_retries=0), run("a", 1, 10, ph="no"), drop("a", 30),
+            run("a", 1, 60, att=2)),
+    illegal("a debounce is due after the end of its wait", "I18", "after the end of its wait",
+            post("a", 1, delay_us=100_000, max_wait_us=150_000),
+            post("a", 2, 90, delay_us=100_000, max_wait_us=150_000),
+            run("a", 2, 193, due=server_us(192))),
     illegal("expired before its time", "I1", "expired too early",
             post("a", 1, expires_us=500_000),
             say(NODE, 100, "expired", id="a", n=1, reason="expired")),

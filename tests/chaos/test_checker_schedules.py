@@ -2,7 +2,7 @@
 The checker on histories of schedules, and on those of the keys that `RunAt` writes and reads.
 
 `chaos.history` explains the fields of the records, and `chaos.verdict.INVARIANTS` the codes I1 to
-I17.
+I18.
 """
 
 from __future__ import annotations

@@ -265,6 +265,17 @@ class Machine(RuleBasedStateMachine):
         if expected == "cancelled":
             self.cancelled.add(id)
 
+    @rule(data=st.data(), count=st.integers(2, 4), reply=replies)
+    def cancel_many(self, data, count, reply):
+        """Cancel several events with one script, perhaps one of them twice."""
+        ids = [self.some(data) for _ in range(count)]
+        now = self.begin(reply)
+        expected = [self.model.cancel(now, id) for id in ids]
+        assert expected == [outcome.value for outcome in self.store.cancel_some(ids)]
+        self.cancelled |= {
+            id for id, outcome in zip(ids, expected, strict=True) if outcome == "cancelled"
+        }
+
     @rule(data=st.data(), payload=payloads, reply=replies)
     def update(self, data, payload, reply):
         """Replace the payload of an event. A running, dead or unknown event stays as it is."""
@@ -291,6 +302,50 @@ class Machine(RuleBasedStateMachine):
             assert self.store.revive(id)
         else:
             assert not self.store.revive(id)
+
+    @rule(
+        data=st.data(),
+        reason=st.sampled_from(["", "failed", "lease_lost", "expired"]),
+        reply=replies,
+    )
+    def revive_some(self, data, reason, reply):
+        """Revive several dead letters with one script, if they have a reason."""
+        ids = [*sorted(self.model.dead), self.some(data)]
+        now = self.begin(reply)
+        revived = [
+            id
+            for id in ids
+            if (letter := self.model.dead.get(id)) and reason in {"", letter.reason}
+            if self.model.revive(now, id)
+        ]
+        self.cancelled.difference_update(revived)
+        assert len(revived) == self.store.revive_some(ids, reason)
+
+    @rule(reason=st.sampled_from(["", "failed", "expired"]))
+    def revive_all(self, reason):
+        """Revive all dead letters with a reason, as a walk finds them."""
+        now = self.begin(None)
+        letters = self.model.dead.items()
+        ids = [id for id, letter in letters if reason in {"", letter.reason}]
+        assert all(self.model.revive(now, id) for id in ids)
+        self.cancelled.difference_update(ids)
+        assert len(ids) == self.store.revive_all(reason)
+
+    @rule(data=st.data(), reply=replies)
+    def drop(self, data, reply):
+        id = self.some(data)
+        self.begin(reply)
+        assert self.model.drop(id) == self.store.drop(id)
+
+    @rule(seldom=st.integers(0, 9), reply=replies)
+    def clear(self, seldom, reply):
+        """Delete everything, but seldom, or few runs would have many events."""
+        if seldom:
+            return
+        self.begin(reply)
+        self.cancelled |= set(self.model.pending)
+        cleared = self.store.clear()
+        assert self.model.clear() == (cleared.events, cleared.dead, cleared.schedules)
 
     @rule(limit=st.integers(0, 3), age=st.sampled_from([-1, 0, LEASE]), reply=replies)
     def trim(self, limit, age, reply):

@@ -1,7 +1,7 @@
 """
 The checker accepts simulated correct runs, and rejects each run with one wrong change.
 
-`chaos.history` explains the fields of the records, `chaos.verdict.INVARIANTS` the codes I1 to I17,
+`chaos.history` explains the fields of the records, `chaos.verdict.INVARIANTS` the codes I1 to I18,
 and `chaos.catalogue` the codes of the faults.
 """
 

@@ -28,6 +28,7 @@ INVARIANTS = {
     "I13": "no handler runs while another still holds the lease",
     "I16": "each call ends within its deadline",
     "I17": "a node that leaves releases what it has not started",
+    "I18": "posts delay an event no longer than max_wait",
 }
 
 #: How many violations of each invariant are kept with their proof. All are counted.

@@ -150,6 +150,11 @@ def use_library(url, ns):
         caught.next()
         node.stats()
         node.purge_dead()
+        assert node.update("e-1", {}) is False
+        assert 1 == node.cancel_many(["far"])["not_found"]
+        assert 0 == node.revive_dead()
+        assert not node.drop("dead")
+        node.clear()
         while not errors.empty():
             assert "Redis" not in str(errors.next())
     with RunAt(f"{ns}:stream", redis=url) as stream:
@@ -167,7 +172,8 @@ def use_command_line(url, command, tmp_path):
     for line in (
         *("peek cli", "reschedule cli 2h", "upcoming", "stats", "nodes", "dead", "schedules"),
         *("pause", "resume", f"export {file} --dead --yes", f"import {file}"),
-        *("unschedule tick --yes", "cancel cli", "purge --yes", "top --once"),
+        *("unschedule tick --yes", "update cli {}", "cancel cli", "purge --yes", "top --once"),
+        *("cancel --prefix cli", "revive --reason failed", "clear --yes"),
     ):
         words = line.split()
         command(url, *words)

@@ -70,7 +70,7 @@ COSTS: dict[str, Cost] = {
     "extend": Cost(1, 5, 168, 573, 7),
     "extend, 100 at a time": Cost(1, 104, 4128, 4732, 108),
     "poll, nothing due": Cost(1, 7, 454, 647, 55),
-    "cancel": Cost(1, 20, 370, 551, 15),
+    "cancel": Cost(1, 20, 393, 551, 7),
     "reschedule": Cost(1, 12, 307, 569, 7),
     "peek": Cost(1, 4, 73, 536, 110),
 }

@@ -104,7 +104,7 @@ class TestNotWaiting:
         assert (None, None, None) == stored(store, client)
 
     def test_leaves_foreign_bytes_alone(self, store, client):
-        """There is no payload to replace in bytes that dtimer has not written."""
+        """Bytes that dtimer has not written have no payload that could be replaced."""
         client.zadd(store.keys.due, {"tea": 9e15})
         client.hset(store.keys.body, "tea", "junk")
         assert not store.update("tea", NEW)

@@ -20,6 +20,7 @@ from redis.cluster import ClusterPipeline, RedisCluster
 
 from dtimer import (
     Cancelled,
+    Cleared,
     DeadLetter,
     Declared,
     DTimer,
@@ -140,6 +141,13 @@ if timer.every(60_000, {}, id="tea") == "same":
     print("as before")
 if timer.cancel("tea") is Cancelled.CANCELLED or timer.cancel("tea") == "not_found":
     print("never starts")
+counts = timer.cancel_many(record.id for record in timer.upcoming())
+assert_type(counts[Cancelled.CANCELLED], int)
+assert_type(timer.update("tea", {"tea": "black"}), bool)
+assert_type(timer.revive_dead("failed") + timer.revive_dead(Reason.EXPIRED), int)
+assert_type(timer.drop("tea"), bool)
+assert_type(timer.clear(), Cleared)
+timer.post({}, 5_000, id=timer.new_id(), max_wait=60_000)
 for record in timer.upcoming(limit=5):
     assert_type(record, Record)
     assert_type(record.due_at, datetime)

@@ -22,6 +22,8 @@ for _, words in ipairs({
   {'PUBLISH', string.sub(DUE, 1, -4) .. 'echo:nobody', ''},
   {'TIME'},
   {'TYPE', DUE},
+  -- A key that never exists.
+  {'UNLINK', string.sub(DUE, 1, -4) .. 'nobody'},
   {'ZADD', DUE, 'XX', '0', NOBODY},
   {'ZCARD', DUE},
   {'ZCOUNT', DUE, '0', '0'},

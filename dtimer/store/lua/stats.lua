@@ -17,7 +17,7 @@
 --   lateness  the number in each bucket (dtimer/model/histogram.py)
 local names = {
   'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'superseded', 'moved',
-  'lapsed', 'unknown', 'revived', 'coalesced', 'skipped',
+  'cleared', 'lapsed', 'unknown', 'revived', 'coalesced', 'skipped',
 }
 for reason in string.gmatch(REASONS .. 'other', '%S+') do names[#names + 1] = died_total(reason) end
 local fields = {}

@@ -117,6 +117,11 @@ local function died_total(reason)
   return 'died:' .. (known and reason or 'other')
 end
 
+-- Return the reason of a dead letter; nil if dtimer has not written the letter.
+local function reason_of_letter(letter)
+  return string.match(letter, '^%d+,([%w_]+),')
+end
+
 -- Return the body in a dead letter; '' if dtimer has not written the letter.
 local function body_of_letter(letter)
   local length, start = string.match(letter, '^%d+,[%w_]+,(%d+)|()')
