@@ -1,4 +1,4 @@
-"""System calls that keep the interpreter's lock: what they do, and what they raise."""
+"""System calls that keep the interpreter's lock: their results and their errors."""
 
 import os
 import socket
@@ -63,7 +63,7 @@ class TestSocket:
     """Calls on a socket, which itself may block."""
 
     def test_receives_what_was_sent(self, pair):
-        """The buffer may be larger than what has arrived."""
+        """The buffer may be larger than the message."""
         ours, theirs = pair
         assert 5 == syscalls.send(ours.fileno(), b"he\0lo")
         assert b"he\0lo" == syscalls.recv(theirs.fileno(), 65_536)
