@@ -167,6 +167,9 @@ def _show(results: Results) -> None:
 
 
 def _compare(given: argparse.Namespace) -> None:
+    for path in (given.base, given.head):
+        if not (path / "dtimer" / "__init__.py").is_file():
+            raise SystemExit(f"{path} is no checkout of dtimer; give the paths of two checkouts")
     if given.work == "cpu":
         compare(given.base, given.head, given.rounds or 15)
     else:

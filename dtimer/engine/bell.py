@@ -36,10 +36,10 @@ class _Pipe:
         os.set_blocking(self.reader, False)
         os.set_blocking(self.writer, False)
 
-    def write(self) -> None:
+    def write(self, keeps_lock: bool) -> None:
         # A full pipe already wakes the waiting thread. In a forked child the pipe is closed.
         with contextlib.suppress(OSError):
-            syscalls.write(self.writer, b"\0")
+            (syscalls if keeps_lock else os).write(self.writer, b"\0")
 
     def close(self) -> None:
         self.reader = self.writer = -1
@@ -62,6 +62,8 @@ class Bell:
     def __init__(self) -> None:
         self._pipe: _Pipe | None = _Pipe()
         self._rung = False
+        #: True to keep the interpreter's lock in the system calls (`dtimer.syscalls`).
+        self.keeps_lock: bool = False
 
     @property
     def descriptor(self) -> int:
@@ -78,7 +80,7 @@ class Bell:
         """
         if (pipe := self._pipe) is not None:
             self._rung = True
-            pipe.write()
+            pipe.write(self.keeps_lock)
 
     def nudge(self) -> None:
         """
@@ -87,7 +89,7 @@ class Bell:
         Does nothing after `close`.
         """
         if (pipe := self._pipe) is not None:
-            pipe.write()
+            pipe.write(self.keeps_lock)
 
     def clear(self) -> bool:
         """
@@ -97,8 +99,9 @@ class Bell:
         looks for work after it has cleared the bell, and finds the work of that ring.
         """
         pipe = self._pipe
+        read = (syscalls if self.keeps_lock else os).read
         with contextlib.suppress(BlockingIOError):
-            while pipe is not None and len(syscalls.read(pipe.reader, 64)) == 64:
+            while pipe is not None and len(read(pipe.reader, 64)) == 64:
                 pass
         rung, self._rung = self._rung, False
         return rung

@@ -124,7 +124,9 @@ class Claimer(Service):
             seconds = max(0.0, self._asleep_until - time.monotonic())
             woken = self._bell.wait(seconds)
             if seconds and not woken:
-                self._dispatcher.lag.waited(time.monotonic() - self._asleep_until)
+                lag = self._dispatcher.lag
+                lag.waited(time.monotonic() - self._asleep_until)
+                self._bell.keeps_lock = lag.late
 
     def claim_soon(self) -> None:
         """Claim on the claimer's thread now, to carry releases."""
@@ -146,8 +148,10 @@ class Claimer(Service):
             self._bell.ring()
             return
         if not self._claiming.acquire(blocking=False):
-            self._thread_freed = True
-            self._bell.nudge()
+            # If it is set, the claimer was nudged for another thread, and has not looked yet.
+            if not self._thread_freed:
+                self._thread_freed = True
+                self._bell.nudge()
             return
         try:
             # A stopping claimer may have released its events already, and must not claim.

@@ -134,7 +134,8 @@ class HandlerPool:
     def _next_batch(self) -> list[Lease] | None:
         """Wait until the calling thread has a batch; return None if it must end."""
         while True:
-            due = self._events.next_due()
+            # In a backlog, the next batch is there already.
+            due = self._events.next_due() if self._inbox.empty() else None
             if due is None or due >= min(self._watched, default=math.inf):
                 batch = self._inbox.get()
             else:

@@ -15,9 +15,10 @@ from dtimer import syscalls
 from dtimer.engine.bell import Bell
 
 
-@pytest.fixture
-def bell():
+@pytest.fixture(params=[False, True])
+def bell(request):
     bell = Bell()
+    bell.keeps_lock = request.param
     yield bell
     bell.close()
 
@@ -131,9 +132,11 @@ class TestDescriptors:
         bell.close()
         bell.ring()
 
-    def test_a_ring_that_meets_a_close_writes_to_no_other_file(self, bell, monkeypatch):
+    @pytest.mark.parametrize("module", [os, syscalls])
+    def test_a_ring_that_meets_a_close_writes_to_no_other_file(self, bell, monkeypatch, module):
         """Another file may get the number of a descriptor as soon as that is closed."""
-        write = syscalls.write
+        write = module.write
+        bell.keeps_lock = module is syscalls
         descriptors = {bell._pipe.reader, bell._pipe.writer}
         opened = []
 
@@ -142,7 +145,7 @@ class TestDescriptors:
             opened.extend(os.pipe())
             return write(descriptor, data)
 
-        monkeypatch.setattr(syscalls, "write", write_after_close)
+        monkeypatch.setattr(module, "write", write_after_close)
         bell.ring()
         assert_closed(descriptors)
         reader, writer = opened
