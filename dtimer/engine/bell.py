@@ -36,7 +36,7 @@ class _Pipe:
         os.set_blocking(self.reader, False)
         os.set_blocking(self.writer, False)
 
-    def write(self, keeps_lock: bool) -> None:
+    def write(self, *, keeps_lock: bool) -> None:
         # A full pipe already wakes the waiting thread. In a forked child the pipe is closed.
         with contextlib.suppress(OSError):
             (syscalls if keeps_lock else os).write(self.writer, b"\0")
@@ -80,7 +80,7 @@ class Bell:
         """
         if (pipe := self._pipe) is not None:
             self._rung = True
-            pipe.write(self.keeps_lock)
+            pipe.write(keeps_lock=self.keeps_lock)
 
     def nudge(self) -> None:
         """
@@ -89,7 +89,7 @@ class Bell:
         Does nothing after `close`.
         """
         if (pipe := self._pipe) is not None:
-            pipe.write(self.keeps_lock)
+            pipe.write(keeps_lock=self.keeps_lock)
 
     def clear(self) -> bool:
         """

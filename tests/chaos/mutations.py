@@ -259,7 +259,7 @@ MUTANTS = [
             "            if len(self._ids) > _MOST_IDS:\n", "            if False:\n"),
     _mutant("a handler thread that becomes free during a claim is not noticed",
             "engine/claimer.py", _CLAIMER,
-            "            self._thread_freed = True\n            self._bell.nudge()\n", ""),
+            "                self._thread_freed = True\n                self._bell.nudge()\n", ""),
     _mutant("a wake during a claim counts as answered by that claim",
             "engine/claim_cycle.py", _CYCLE,
             "(fresh or seconds <= 0)", "seconds <= 0"),
