@@ -13,6 +13,7 @@ import pytest
 import dtimer
 from dtimer import (
     Cancelled,
+    Cleared,
     DeadLetter,
     Declared,
     DTimer,
@@ -234,6 +235,7 @@ DATA = [
     Schedule("id", {}, None, "@daily", "UTC", "all", "skip", 0.0, None, None, None, False),
     NodeInfo("id", "incarnation", "host", 1, 1.5, 2.5, True),
     Stats(1, 2, 3, 4.5, 5, 6, False, {"posted": 1}, (1, 2)),
+    Cleared(5, 1, 2),
     Health(True, True, False, 1.5, 2.5, 0, 0, None),
 ]  # fmt: skip
 
