@@ -167,4 +167,4 @@ class TestDescriptors:
         pipe_of_a_frame = bell._pipe
         bell.after_fork()
         assert_closed(descriptors)
-        pipe_of_a_frame.write()
+        pipe_of_a_frame.write(keeps_lock=False)
