@@ -43,6 +43,7 @@ _STEPS: dict[str, float] = {
     "revive": 0.5,
     "revive_some": 0.2,
     "drop": 0.2,
+    "clear": 0.5,
     "write": 6,
     "hostile": 5,
 }
@@ -106,7 +107,7 @@ class Posting(Program):
     The program of a poster.
 
     Further settings: ``rate``, the steps a second; ``bulk``, the additional events a second that
-    are posted in bulk; and ``runat``, the name of a queue.
+    are posted in bulk; ``runat``, the name of a queue; and ``cleared``, a namespace without nodes.
     """
 
     def __init__(self, text: str) -> None:
@@ -118,6 +119,7 @@ class Posting(Program):
         self.ids = _Ids(self.timer._poster.new_id)
         self.timer._poster.new_id = self.ids
         self.queue = RunAt(setting["runat"], redis=self.client_or_url, timeout=options["timeout"])
+        self.cleared = DTimer(self.name, self.client_or_url, **options | {"ns": setting["cleared"]})
         # Without retries, because a repeated transaction would act twice.
         self.client = redis.Redis.from_url(url, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         self.recent: deque[str] = deque(maxlen=40)
@@ -285,6 +287,16 @@ class Posting(Program):
         if letters := [id for id in self._letters() if "@" not in id]:
             self.calls.drop(self.timer, self.rng.choice(letters))
 
+    def clear(self) -> None:
+        """Clear a namespace that other posters fill as well. The events of this one are gone."""
+        ids = [f"{self.name}-{self.serial()}" for _ in range(3)]
+        with self.calls.ignoring_outages():
+            self.cleared.post_many([{"ev": {}, "delay": FAR, "id": id} for id in ids])
+            self.cleared.every(FAR, {}, id=self.name)
+            self.cleared.clear()
+            left = [record for id in ids if (record := self.cleared.peek(id))]
+            assert not left, f"still there after a clear: {left}"
+
     def write(self) -> None:
         """Write a new key, or move a recent one."""
         if self.keys and self.rng.random() < 0.1:
@@ -343,6 +355,7 @@ class Posting(Program):
             while not self.calls.unschedule(self.timer, id):
                 pass
         self.timer.leave()
+        self.cleared.leave()
         self.queue.stop()
         self.client.close()
         self.finish()

@@ -45,7 +45,8 @@ from chaos.starvation import StarvationMonitor
 from chaos.workload import LONG_LEASE, MAX_RUN
 from dtimer.store.keys import Keys
 
-NS, RUNAT = "soak", "soak-runat"
+#: The namespaces of the nodes and of the readers, and that of events which no node receives.
+NS, RUNAT, CLEARED = "soak", "soak-runat", "soak-cleared"
 
 #: Seconds without faults: at the beginning, and between the nemesis and the drain.
 _BEFORE, _AFTER = 4.0, 4.0
@@ -141,6 +142,7 @@ class Soak:
             "seed": plan.seed,
             "folder": str(plan.folder),
             "runat": RUNAT,
+            "cleared": CLEARED,
             "options": options,
         }
         self.processes = Processes(
@@ -348,7 +350,7 @@ class Soak:
         self._leftovers()
 
     def _leftovers(self) -> None:
-        known = {key.encode() for ns in (NS, RUNAT) for key in Keys.of(ns)}
+        known = {key.encode() for ns in (NS, RUNAT, CLEARED) for key in Keys.of(ns)}
         leaked = sorted(set(self.admin.scan_iter(count=10_000)) - known)
         if leaked:
             self.wrong.append(f"keys were left behind: {leaked}")
