@@ -42,6 +42,7 @@ __all__ = [
     "RunAtOptions",
     "Schedule",
     "ScriptError",
+    "SkipRetry",
     "State",
     "StateRollback",
     "Stats",

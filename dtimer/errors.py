@@ -10,6 +10,7 @@ The errors of dtimer, in one tree. The type says where the fault lies.
     │   └── PayloadTooLarge          … or is over the size limit
     ├── EventExists (ValueError)     post(..., if_exists="error") found a pending event with that id
     ├── HandlerError                 a handler raised; __cause__ is its exception
+    ├── SkipRetry                    raised by a handler: its event becomes a dead letter now
     ├── LeaseLost                    the node lost its lease on an event that a handler had
     ├── StateRollback                Redis lost writes that it had acknowledged
     ├── NotReplicated                posted, but not yet on as many replicas as requested
@@ -135,6 +136,38 @@ class HandlerError(DTimerError):
     def event(self) -> Event | None:
         """The first event that failed, or None."""
         return self.events[0] if self.events else None
+
+
+class SkipRetry(DTimerError):
+    """
+    Raise this in a handler of ``'event'`` to bury an event: it becomes a dead letter now.
+
+    .. code-block:: python
+
+       raise SkipRetry("the order was deleted")
+       raise SkipRetry("these orders were deleted", *gone)
+
+    The dead letter has the reason ``buried`` and *text* as its error, as after `Event.bury`.
+    Without *events*, the event to bury must be the only one of the batch that is not settled yet.
+    Any other unsettled event of the batch is retried, as after any other exception, and a
+    `HandlerError` is emitted for these. If there are none, no ``'error'`` is emitted.
+
+    ``text`` is the text, and ``events`` are the events to bury.
+
+    Args:
+        text: Says why the event will not be retried. The first 2000 characters are stored.
+        events: The events to bury, from the batch that the handler was given.
+
+    Raises:
+        OptionError: One of *events* is not an event.
+    """
+
+    def __init__(self, text: str, *events: Event) -> None:
+        super().__init__(text)
+        if not all(hasattr(ev, "token") for ev in events):
+            raise OptionError("the events of a SkipRetry are given one by one: (text, *events)")
+        self.text = text
+        self.events: list[Event] = list(events)
 
 
 class LeaseLost(DTimerError):

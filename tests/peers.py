@@ -82,6 +82,17 @@ class Peer:
         verdict = Settlement(claim.id, claim.token, Verdict.RETRY, round(wait * 1000), error)
         return self.claim_reply(0, verdict).results[0]
 
+    def snooze(self, claim: Claim, wait: float = 1_000, reason: str = "") -> Outcome:
+        """Snooze an event for *wait* ms."""
+        us = round(wait * 1000)
+        verdict = Settlement(claim.id, claim.token, Verdict.SNOOZE, us, reason=reason)
+        return self.claim_reply(0, verdict).results[0]
+
+    def bury(self, claim: Claim, text: str = "no", reason: str = "buried") -> Outcome:
+        """Bury an event."""
+        verdict = Settlement(claim.id, claim.token, Verdict.BURY, error=text, reason=reason)
+        return self.claim_reply(0, verdict).results[0]
+
     def release(self, claim: Claim) -> Outcome:
         return self.claim_reply(0, Settlement(claim.id, claim.token, Verdict.RELEASE)).results[0]
 

@@ -8,28 +8,29 @@ settled once: by the handler itself, or else by its thread after the handler.
 from __future__ import annotations
 
 import time
-import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from dtimer import log as messages
 from dtimer.engine.batching import Batching
+from dtimer.engine.error_text import bounded, describe
 from dtimer.engine.lease import Lease
 from dtimer.engine.ports import Consumer, Host
 from dtimer.engine.seat import Seat
-from dtimer.errors import HandlerError
+from dtimer.errors import HandlerError, SkipRetry
 from dtimer.faultpoints import armed, reached
 from dtimer.model.claims import Verdict
 from dtimer.model.emission import with_contexts
-
-# A dead letter keeps at most this many characters of a traceback: the last, which name the cause.
-_ERROR_TEXT = 2_000
+from dtimer.model.outcomes import Reason
 
 
-def describe(error: BaseException) -> str:
-    """Return the end of the traceback of *error* as text that can be stored."""
-    text = "".join(traceback.format_exception(error))[-_ERROR_TEXT:]
-    # A payload may contain lone surrogates, and so may an error text that quotes it.
-    return text.encode(errors="backslashreplace").decode()
+def _skips(error: BaseException) -> Iterator[SkipRetry]:
+    """Yield *error*, or those of a group, which a task group raises."""
+    if isinstance(error, SkipRetry):
+        yield error
+    elif isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _skips(each)
 
 
 class BatchRunner:
@@ -108,6 +109,7 @@ class BatchRunner:
             self._leases.settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
 
     def _fail(self, batch: list[Lease], raised: list[BaseException]) -> None:
+        done = [error for error in raised if self._skip(batch, error)]
         failed = self._leases.reserve(batch, Verdict.RETRY)
         events = [lease.event for lease in failed if lease.event is not None]
         text = describe(raised[0])
@@ -117,7 +119,28 @@ class BatchRunner:
                 self._announcements.announce("error", trouble)
             self._leases.settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
         for error, context in with_contexts(raised):
+            if error in done and not failed:
+                continue
             # A listener of 'error' may report what the handler has put into context variables.
             self._announcements.announce("error", HandlerError(error, events), context=context)
             if not isinstance(error, Exception):
                 self._host.quit()
+
+    def _skip(self, batch: list[Lease], error: BaseException) -> bool:
+        """Bury the events that `SkipRetry` names; return True if *error* asks for nothing else."""
+        buried = False
+        for skip in _skips(error):
+            left = [lease for lease in batch if not lease.settled]
+            tokens = {ev.token for ev in skip.events}
+            if tokens:
+                left = [lease for lease in left if lease.claim.token in tokens]
+            elif len(left) > 1:
+                # It may mean any of them. All are retried, because a retry loses nothing.
+                left = []
+            for lease in left:
+                text = bounded(skip.text)
+                buried |= lease.settle_later(Verdict.BURY, error=text, reason=Reason.BURIED)
+        only = isinstance(error, SkipRetry) or (
+            isinstance(error, BaseExceptionGroup) and error.split(SkipRetry)[1] is None
+        )
+        return buried and only

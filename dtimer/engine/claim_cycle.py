@@ -136,6 +136,7 @@ class ClaimCycle:
             or reply.buried
             or reply.short
             or Outcome.DEAD in reply.results
+            or self._seat.leases.must_trim
         ):
             return 0
         demand = self._consumer.demand()
@@ -243,7 +244,8 @@ class ClaimCycle:
                 if schedule not in seat.without_times:
                     seat.without_times.add(schedule)
                     seat.announcements.announce("error", e)
-        if reply.buried or Outcome.DEAD in reply.results:
+        if reply.buried or Outcome.DEAD in reply.results or seat.leases.must_trim:
+            seat.leases.must_trim = False
             seat.store.trim()
 
     # Waiting

@@ -13,6 +13,7 @@ from dtimer.engine.lease import Lease
 from dtimer.engine.leases import LeaseTable
 from dtimer.engine.ports import ClaimStore
 from dtimer.faultpoints import armed, reached
+from dtimer.model.claims import Renewal
 from dtimer.model.options import MOST_CLAIMS
 
 # Heartbeats in the length of a lease. Two of the three may be lost.
@@ -69,6 +70,8 @@ class Heartbeat:
         for lease, still in zip(leases, kept, strict=True):
             if still:
                 lease.renewed(sent, lease_us)
+                if still is Renewal.CANCELLED:
+                    lease.mark_cancelled()
                 if (longer := lease.lease_us(sent)) > lease_us and not lease.settled:
                     # The handler extended its lease while this request was under way, and
                     # this request has shortened the lease again.

@@ -11,16 +11,20 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from dtimer.engine.clock import boottime
+from dtimer.engine.error_text import bounded
 from dtimer.engine.flag import Flag
 from dtimer.engine.ports import LeaseStore
-from dtimer.errors import OutcomeUnknown, StoreError
+from dtimer.errors import OptionError, OutcomeUnknown, StoreError
 from dtimer.faultpoints import armed, reached
-from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
+from dtimer.model import summary
+from dtimer.model.claims import Claim, Outcome, Renewal, Settlement, Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import Options
+from dtimer.model.outcomes import Reason
 from dtimer.model.payload import decode
 from dtimer.model.retry import exponential, wait_us
 from dtimer.model.times import Duration, duration_us
@@ -28,12 +32,19 @@ from dtimer.model.times import Duration, duration_us
 #: The fraction of a lease that the node relies on. The rest absorbs clock drift and slow replies.
 _TRUSTED_FRACTION = 0.9
 
+#: The shortest snooze. An event that is not ready yet must not keep a node busy.
+SHORTEST_SNOOZE_US = 10_000
+
 
 class LeaseOwner(Protocol):
     """Keeps the leases of a node."""
 
     def ended(self, lease: Lease, outcome: Outcome) -> None:
         """Learn that a call of `Event` has settled *lease*, with this outcome."""
+        ...
+
+    def settle(self, settlements: Sequence[Settlement], /) -> None:
+        """Have the next claim carry *settlements*."""
         ...
 
 
@@ -117,6 +128,7 @@ class Lease:
         # the first party win in one step of the interpreter, without a lock.
         self._end: dict[str, _End] = {}
         self._lost = False
+        self._cancelled = False
         # Until when the handler asked to keep the lease: one entry for each call of `extend`,
         # because a call in a signal handler may interrupt another.
         self._wanted_until = [0.0]
@@ -171,8 +183,16 @@ class Lease:
     def mark_lost(self) -> bool:
         """Record that this node no longer holds the lease; return True the first time."""
         first = not self._lost
+        # While this node could rely on the lease, no other node was given the event. So the event
+        # was replaced, and its result is not wanted any more. A test's clock proves nothing.
+        if first and self._options.now is None and boottime() <= self._trusted_until:
+            self._cancelled = True
         self._lost = True
         return first
+
+    def mark_cancelled(self) -> None:
+        """Record that the event was cancelled after this node had claimed it."""
+        self._cancelled = True
 
     def lease_us(self, now: float) -> int:
         """Return the length of the next renewal: never less than the handler asked for."""
@@ -201,9 +221,29 @@ class Lease:
                 return False
         return True
 
-    def settlement(self, verdict: Verdict, *, wait: int = 0, error: str = "") -> Settlement:
+    def settlement(
+        self, verdict: Verdict, *, wait: int = 0, error: str = "", reason: str = ""
+    ) -> Settlement:
         """Return the settlement of this lease with *verdict*."""
-        return Settlement(self.claim.id, self.claim.token, verdict, wait, error)
+        return Settlement(self.claim.id, self.claim.token, verdict, wait, error, reason)
+
+    def settle_later(
+        self, verdict: Verdict, *, wait: int = 0, error: str = "", reason: str = ""
+    ) -> bool:
+        """
+        Have the next claim settle this lease; return False if another party settles it.
+
+        Args:
+            verdict: How to settle it.
+            wait: The µs until the next start, for RETRY and SNOOZE.
+            error: The text of the dead letter, for RETRY and BURY.
+            reason: A `Reason`, for BURY and SNOOZE. The event keeps the time of its first snooze
+                for this reason: see `Claim.snoozed_for_us`.
+        """
+        if not self.reserve(verdict):
+            return False
+        self._owner.settle([self.settlement(verdict, wait=wait, error=error, reason=reason)])
+        return True
 
     def backoff_us(self) -> tuple[int, Exception | None]:
         """
@@ -231,6 +271,8 @@ class Lease:
             result = self._store.settle([settlement])[0]
             if result is Outcome.STALE:
                 self.mark_lost()
+            elif result is Outcome.CANCELLED:
+                self.mark_cancelled()
             end.thread = None
         except BaseException as e:
             if self._end.get("by") is end:
@@ -260,6 +302,18 @@ class Lease:
         retry = self.settlement(Verdict.RETRY, wait=wait, error="the handler asked for a retry")
         return self._settle(retry) is Outcome.DONE
 
+    def snooze(self, delay: Duration) -> bool:
+        """See `Event.snooze`."""
+        wait = max(SHORTEST_SNOOZE_US, duration_us(delay, "delay"))
+        return self._settle(self.settlement(Verdict.SNOOZE, wait=wait)) is Outcome.DONE
+
+    def bury(self, text: str) -> bool:
+        """See `Event.bury`."""
+        if not isinstance(text, str):
+            raise OptionError(f"text must be a str, not {summary.typed(text)}")
+        bury = self.settlement(Verdict.BURY, error=bounded(text), reason=Reason.BURIED)
+        return self._settle(bury) is Outcome.DEAD
+
     def extend(self, ms: Duration) -> bool:
         """See `Event.extend`."""
         us = max(0, duration_us(ms, "ms"))
@@ -287,6 +341,8 @@ class Lease:
         if not held:
             self.mark_lost()
             return False
+        if held is Renewal.CANCELLED:
+            self.mark_cancelled()
         if running:
             _remove(wanted, [moment for moment in wanted[:] if moment < until])
         trusted = trusted_until(sent, us)
@@ -298,3 +354,7 @@ class Lease:
         if self._lost or self._end:
             return self._lost
         return (boottime() if now is None else now) > self._trusted_until
+
+    def cancelled(self) -> bool:
+        """See `Event.cancelled`."""
+        return self._cancelled

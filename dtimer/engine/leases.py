@@ -29,6 +29,7 @@ _MESSAGES = {Outcome.DEAD: messages.BURIED, Outcome.CANCELLED: messages.CANCELLE
 _DONE = {
     (Verdict.CONFIRM, Outcome.DONE): messages.CONFIRMED,
     (Verdict.RETRY, Outcome.DONE): messages.RETRIED,
+    (Verdict.SNOOZE, Outcome.DONE): messages.SNOOZED,
     (Verdict.RELEASE, Outcome.DONE): messages.RELEASED,
     (Verdict.BURY, Outcome.DONE): messages.BURIED,
 }
@@ -72,6 +73,8 @@ class LeaseTable:
         #: Meanwhile the node releases all events that wait, because they may be due after the
         #: released one.
         self.must_release_waiting: bool = False
+        #: True from a call of `Event` that has made a dead letter until the claimer trims these.
+        self.must_trim: bool = False
 
     def grant(self, claims: Sequence[Claim], sent: float, unread_ms: float = 0.0) -> list[Lease]:
         """
@@ -263,6 +266,8 @@ class LeaseTable:
             if outcome is Outcome.STALE:
                 self._log_lost(lease)
             self._log_outcomes([(lease.claim.id, verdict, outcome)])
+        if outcome is Outcome.DEAD:
+            self.must_trim = True
         self._finish(lease, outcome)
 
     def _finish(self, lease: Lease, result: Outcome) -> None:

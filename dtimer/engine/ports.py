@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
-from dtimer.model.claims import ClaimRequest, Outcome, PendingReply, Settlement
+from dtimer.model.claims import ClaimRequest, Outcome, PendingReply, Renewal, Settlement
 from dtimer.model.event import Event
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ class ClaimStore(Protocol):
         """True if `start_claim` must first make other calls, which may take long."""
         ...
 
-    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
+    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[Renewal]:
         """
-        Renew leases, given as (id, token); return which of them this node still holds.
+        Renew leases, given as (id, token); return the outcome of each.
 
         In one try, for the heartbeat. `LeaseStore.extend` is the same call at a handler's request.
         """
@@ -69,9 +69,9 @@ class LeaseStore(Protocol):
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
-    ) -> list[bool]:
+    ) -> list[Renewal]:
         """
-        Extend leases, given as (id, token); return which of them this node still holds.
+        Extend leases, given as (id, token); return the outcome of each.
 
         With *at_least* a lease that already lasts longer is not shortened. Tries again up to the
         deadline of a call, unlike `ClaimStore.renew`.

@@ -27,6 +27,7 @@ class Verdict(enum.Enum):
     CONFIRM = "confirm"
     RETRY = "retry"
     RELEASE = "release"
+    SNOOZE = "snooze"
     BURY = "bury"
 
 
@@ -39,6 +40,22 @@ class Outcome(enum.Enum):
     CANCELLED = "c"
 
 
+class Renewal(enum.Enum):
+    """
+    The outcome of the renewal of a lease. The values are the characters that the script returns.
+
+    It is true if this node still holds the lease.
+    """
+
+    HELD = "1"
+    CANCELLED = "c"
+    """This node holds the lease, but the event was cancelled meanwhile."""
+    LOST = "0"
+
+    def __bool__(self) -> bool:
+        return self is not Renewal.LOST
+
+
 # Settlement and Claim are not frozen: one of each is made per event, and making a frozen dataclass
 # takes three times as long.
 @dataclass(slots=True)
@@ -46,7 +63,8 @@ class Settlement:
     """
     A request to end one lease.
 
-    ``wait_us`` and ``error`` apply to RETRY, ``reason`` and ``error`` to BURY.
+    ``wait_us`` and ``error`` apply to RETRY, ``wait_us`` and ``reason`` to SNOOZE, ``reason`` and
+    ``error`` to BURY. The reason of a snooze is empty if the handler has asked for it.
     """
 
     id: str
@@ -59,7 +77,11 @@ class Settlement:
 
 @dataclass(slots=True)
 class Claim:
-    """An event that this node has claimed, with the payload as stored bytes and times in µs."""
+    """
+    An event that this node has claimed, with the payload as stored bytes and times in µs.
+
+    ``snoozed_us`` is when the event was first snoozed for ``snooze_reason``, after its last retry.
+    """
 
     id: str
     token: int
@@ -73,6 +95,18 @@ class Claim:
     missed: int = 0
     expires_us: int | None = None
     trace: str = ""
+    snoozed_us: int | None = None
+    snooze_reason: str = ""
+
+    def snoozed_for_us(self, reason: str) -> int:
+        """
+        Return for how long the event was snoozed for *reason* when it was claimed.
+
+        The time since the first of these snoozes, by the server's clock; 0 if there was none.
+        """
+        if self.snoozed_us is None or self.snooze_reason != reason:
+            return 0
+        return max(0, self.claimed_us - self.snoozed_us)
 
 
 @dataclass(slots=True)

@@ -29,8 +29,20 @@ class Holder(Protocol):
         """Extend the lease."""
         ...
 
+    def snooze(self, delay: Duration) -> bool:
+        """End the lease; the event is delivered after *delay*, and this attempt not counted."""
+        ...
+
+    def bury(self, text: str) -> bool:
+        """Make the event a dead letter."""
+        ...
+
     def lost(self) -> bool:
         """Return True if the lease is lost, or if the node can no longer rely on it."""
+        ...
+
+    def cancelled(self) -> bool:
+        """Return True if the node has learned that the event was cancelled or replaced."""
         ...
 
 
@@ -43,7 +55,7 @@ class _NoLease:
             "this event is a copy and has no lease: settle the event that the handler received"
         )
 
-    retry = extend = lost = confirm
+    retry = extend = snooze = bury = lost = cancelled = confirm
 
 
 class Event(dict[str, Any]):
@@ -125,6 +137,16 @@ class Event(dict[str, Any]):
         """True if another node has, or may have, the event. Stop without any further effect."""
         return self._holder.lost()
 
+    @property
+    def cancelled(self) -> bool:
+        """
+        True if the event was cancelled while its handler runs, or replaced by a later post.
+
+        Its result is no longer wanted, so a long handler may stop. The node learns of it when it
+        renews the lease: within a third of ``lease``, if Redis answers.
+        """
+        return self._holder.cancelled()
+
     def confirm(self) -> bool:
         """
         Record the event as done, immediately. Any thread may call this.
@@ -152,6 +174,47 @@ class Event(dict[str, Any]):
             StoreError: Redis could not be reached.
         """
         return self._holder.retry(delay)
+
+    def snooze(self, delay: Duration) -> bool:
+        """
+        Put the event off: it is delivered after *delay*, and this attempt is not counted.
+
+        For an event that cannot be handled yet, through no fault of its own. ``max_retries`` does
+        not limit how often it is snoozed. ``expires`` does not move: an event that is not started
+        before it becomes a dead letter. An occurrence of a schedule counts as running until it is
+        done.
+
+        Args:
+            delay: At least 10 ms; a shorter delay, also a negative one, means 10 ms.
+
+        Returns:
+            True if the event will be delivered again. False if the lease was lost, the event was
+            cancelled, or it was settled before.
+
+        Raises:
+            OptionError: *delay* is not a valid duration.
+            StoreError: Redis could not be reached.
+        """
+        return self._holder.snooze(delay)
+
+    def bury(self, text: str) -> bool:
+        """
+        Make the event a dead letter now, with the reason ``buried``, however many retries are left.
+
+        A handler may raise `SkipRetry` instead.
+
+        Args:
+            text: Becomes the ``error`` of the dead letter, which keeps its first 2000 characters.
+
+        Returns:
+            True if the event is a dead letter. False if the lease was lost, the event was
+            cancelled, or it was settled before.
+
+        Raises:
+            OptionError: *text* is not a str.
+            StoreError: Redis could not be reached.
+        """
+        return self._holder.bury(text)
 
     def extend(self, ms: Duration) -> bool:
         """

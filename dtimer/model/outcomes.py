@@ -39,7 +39,7 @@ class Reason(enum.StrEnum):
     """Its payload is gone from Redis."""
 
     BURIED = "buried"
-    """Its handler buried it."""
+    """Its handler buried it: `Event.bury`, or `SkipRetry`."""
 
     UNKNOWN_KIND = "unknown_kind"
     """No node has known its kind for too long."""

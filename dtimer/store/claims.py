@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply, Settlement
+from dtimer.model.claims import ClaimReply, ClaimRequest, Outcome, PendingReply, Renewal, Settlement
 from dtimer.store import replies
 from dtimer.store.failures import Failure, broken_reply, classify, overtaken
 from dtimer.store.namespace import Namespace
-from dtimer.store.reply_checks import letters, understood
+from dtimer.store.reply_checks import understood
 from dtimer.store.rollback import RollbackDetector
 from dtimer.store.scripts import verb
 
@@ -106,19 +106,21 @@ class Claims:
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
-    ) -> list[bool]:
+    ) -> list[Renewal]:
         """
-        Extend leases, given as (id, token); return which of them this node still holds.
+        Extend leases, given as (id, token); return the outcome of each.
 
         With *at_least*, a lease that already lasts longer is not shortened. A handler calls this,
         and it is retried up to the deadline of a call. See also `renew`.
         """
         lease = f"{'+' if at_least else ''}{lease_us}"
         arguments = [lease, *(str(word) for claim in held for word in claim)]
-        return self._namespace.ask(lambda r: letters(r, len(held)), _EXTEND, *arguments)
+        return self._namespace.ask(
+            lambda r: replies.read_renewals(r, len(held)), _EXTEND, *arguments
+        )
 
-    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
+    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[Renewal]:
         """Do the same as `extend` in one attempt, for the heartbeat, which repeats it itself."""
         arguments = [str(word) for claim in held for word in claim]
         reply = self._namespace.scripts.call_once(_EXTEND, str(lease_us), *arguments)
-        return understood(_EXTEND, lambda r: letters(r, len(held)), reply)
+        return understood(_EXTEND, lambda r: replies.read_renewals(r, len(held)), reply)

@@ -25,6 +25,7 @@ from dtimer.model.schedules import ScheduleSpec, spec_from_json
 _BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(,[^|]*)?\|")
 # The flags after the mark, each with the letter that names it in ``lua/parts/format.lua``.
 _TRACE = re.compile(rb",t([0-9a-f]{50})(?![^,])")
+_SNOOZE = re.compile(rb",z(\d{1,17})([a-z_]*)(?![^,])")
 _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
 
 # The fields of the state of a schedule, in order. ``lua/parts/schedule.lua`` describes each.
@@ -64,6 +65,8 @@ class Body:
         nominal_us: The nominal time of an occurrence; None for any other event.
         missed: How many missed occurrences this one replaces.
         trace: The trace context of the post, as `stored_trace` returns it, or ``""``.
+        snoozed_us: When it was first snoozed; None if it was not.
+        snooze_reason: The reason of that snooze; empty if a handler asked for it.
     """
 
     expires_us: int | None
@@ -73,6 +76,8 @@ class Body:
     nominal_us: int | None = None
     missed: int = 0
     trace: str = ""
+    snoozed_us: int | None = None
+    snooze_reason: str = ""
 
 
 def write_body(
@@ -114,6 +119,7 @@ def read_body(raw: bytes) -> Body | None:
     match = _BODY.match(raw)
     if match is None:
         return None
+    snoozed_us, snooze_reason = _snooze(match[5])
     return Body(
         int(match[1]) if match[1] else None,
         int(match[2]),
@@ -122,6 +128,8 @@ def read_body(raw: bytes) -> Body | None:
         nominal_us=None if match[3] is None else int(match[3]),
         missed=int(match[4] or 0),
         trace=_trace(match[5]) if match[5] else "",
+        snoozed_us=snoozed_us,
+        snooze_reason=snooze_reason,
     )
 
 
@@ -129,6 +137,12 @@ def _trace(flags: bytes) -> str:
     """Return the trace context among the flags of a body, or ``""``."""
     found = _TRACE.search(flags)
     return found[1].decode() if found else ""
+
+
+def _snooze(flags: bytes | None) -> tuple[int | None, str]:
+    """Return the time and the reason of the first snooze among the flags of a body."""
+    found = _SNOOZE.search(flags or b"")
+    return (int(found[1]), found[2].decode()) if found else (None, "")
 
 
 def read_payload(raw: bytes | None) -> dict[str, Any] | None:
@@ -157,8 +171,10 @@ def read_claim(
     if body[3] is not None:
         claim.schedule = schedule_of(id)
         claim.nominal_us, claim.missed = int(body[3]), int(body[4])
-    if body[5]:
+    # Most events have no flags, or only the mark of an id that the user chose.
+    if body[5] and body[5] != b",n":
         claim.trace = _trace(body[5])
+        claim.snoozed_us, claim.snooze_reason = _snooze(body[5])
     return claim
 
 

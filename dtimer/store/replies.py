@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
-from dtimer.model.claims import Claim, ClaimReply, Outcome, Settlement, Verdict
+from dtimer.model.claims import Claim, ClaimReply, Outcome, Renewal, Settlement, Verdict
 from dtimer.model.payload import decode
 from dtimer.model.records import Cancelled, Record, Schedule, State
 from dtimer.store.format import (
@@ -29,6 +29,7 @@ _CANCELLED = {
     ord("s"): None,
 }
 _RESULTS = {ord(result.value): result for result in Outcome}
+_RENEWALS = {ord(renewal.value): renewal for renewal in Renewal}
 
 
 def integer(raw: bytes) -> int:
@@ -70,7 +71,8 @@ def settlement_arguments(settlements: Iterable[Settlement]) -> tuple[list[str], 
             first.append(index)
         else:
             wait = s.reason if s.verdict is Verdict.BURY else str(s.wait_us)
-            others += (s.id, str(s.token), s.verdict.value, wait, s.error)
+            note = s.reason if s.verdict is Verdict.SNOOZE else s.error
+            others += (s.id, str(s.token), s.verdict.value, wait, note)
             last.append(index)
     return [str(len(first)), str(len(last)), *confirms, *others], first + last
 
@@ -81,6 +83,14 @@ def read_results(characters: bytes, order: Sequence[int]) -> list[Outcome]:
     for character, index in zip(characters, order, strict=True):
         results[index] = _RESULTS[character]
     return results
+
+
+def read_renewals(characters: bytes, count: int) -> list[Renewal]:
+    """Return the outcomes of the renewals of *count* leases."""
+    renewals = [_RENEWALS[character] for character in characters]
+    if len(renewals) != count:
+        raise ValueError(f"expected {count} characters, one for each lease")
+    return renewals
 
 
 def _read_claims(reply: bytes, at: int, count: int, now: int) -> tuple[list[Claim], int]:

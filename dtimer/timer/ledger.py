@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from dtimer.engine.flag import Flag
-from dtimer.model.claims import Outcome, Settlement
+from dtimer.model.claims import Outcome, Renewal, Settlement
 from dtimer.store.store import Store
 from dtimer.timer.weak import TimerCalls
 
@@ -34,7 +34,7 @@ class Ledger:
 
     def extend(
         self, held: Sequence[tuple[str, int]], lease_us: int, *, at_least: bool = False
-    ) -> list[bool]:
+    ) -> list[Renewal]:
         """See `dtimer.store.claims.Claims.extend`."""
         with self._closing():
             return self._store.claims.extend(held, lease_us, at_least=at_least)

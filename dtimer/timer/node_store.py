@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dtimer.engine.ports import Subscription
 from dtimer.errors import StateRollback
 from dtimer.faultpoints import armed, reached
-from dtimer.model.claims import ClaimRequest, PendingReply
+from dtimer.model.claims import ClaimRequest, PendingReply, Renewal
 from dtimer.model.options import Options
 from dtimer.store.store import Store
 from dtimer.timer.presence import Presence
@@ -67,8 +67,8 @@ class NodeStore:
             reached("settle.sending")
         reached("claim.asking")
 
-    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[bool]:
-        """Renew leases; return which of them this node still holds."""
+    def renew(self, held: Sequence[tuple[str, int]], lease_us: int) -> list[Renewal]:
+        """Renew leases; return the outcome of each."""
         return self._store.claims.renew(held, lease_us)
 
     def needs_operator(self, error: BaseException | None) -> bool:

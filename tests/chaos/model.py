@@ -37,6 +37,8 @@ class Event:
             that the event may be replaced until then, or the event is an occurrence.
         max_wait: How long posts may postpone the event; None for no limit.
         first: When the wait to which *max_wait* applies began.
+        snoozed: When it was first snoozed since its last retry, and for which reason; (None, "")
+            if it was not.
     """
 
     id: str
@@ -52,6 +54,7 @@ class Event:
     late_bound: bool = False
     max_wait: int | None = None
     first: int | None = None
+    snoozed: tuple[int | None, str] = (None, "")
 
     @property
     def score(self) -> int:
@@ -211,8 +214,9 @@ class Model:
             return False
         del self.dead[id]
         self.pending[id] = replace(
-            letter.event, due=now, starts=0, token=None, expires=None, cancelled=False, first=None
-        )
+            letter.event, due=now, starts=0, token=None, expires=None, cancelled=False, first=None,
+            snoozed=(None, ""),
+        )  # fmt: skip
         return True
 
     def drop(self, id: str) -> bool:
@@ -243,7 +247,9 @@ class Model:
 
     # ------------------------------------------------------------------------------- settling
 
-    def settle(self, now: int, id: str, token: int, verdict: str, wait: int = 0) -> str:
+    def settle(
+        self, now: int, id: str, token: int, verdict: str, wait: int = 0, *, reason: str = ""
+    ) -> str:
         """Settle one claim without its schedule; return the result. See `settle_all`."""
         event = self.pending.get(id)
         if event is None or event.token != token:
@@ -255,28 +261,37 @@ class Model:
             del self.pending[id]
             return "cancelled"
         if verdict == "bury":
-            self._bury(now, event, "corrupt")
+            self._bury(now, event, reason)
             return "dead"
         if verdict == "release":
             event.token = None
             event.starts -= 1
+            return "done"
+        if verdict == "snooze":
+            event.token = None
+            event.starts -= 1
+            event.due = now + wait
+            if event.snoozed[0] is None or event.snoozed[1] != reason:
+                # Its wait for the first start is over.
+                event.snoozed, event.first = (now, reason), None
             return "done"
         if event.starts > event.max_retries:
             self._bury(now, event, "failed")
             return "dead"
         event.token = None
         event.due = now + wait
+        event.snoozed = None, ""
         return "done"
 
-    def settle_all(self, now: int, settlements: list[tuple[str, int, str, int]]) -> list[str]:
+    def settle_all(self, now: int, settlements: list[tuple[str, int, str, int, str]]) -> list[str]:
         """Settle several claims in one script, confirmations first; return the results."""
         results = [""] * len(settlements)
         first = [i for i, s in enumerate(settlements) if s[2] == "confirm"]
         last = [i for i, s in enumerate(settlements) if s[2] != "confirm"]
         over = []
         for i in first + last:
-            id, token, verdict, wait = settlements[i]
-            results[i] = self.settle(now, id, token, verdict, wait)
+            id, token, verdict, wait, reason = settlements[i]
+            results[i] = self.settle(now, id, token, verdict, wait, reason=reason)
             if id not in self.pending and results[i] != "stale":
                 over.append(id)
         for id in over:

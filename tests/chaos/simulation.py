@@ -73,7 +73,7 @@ class Server:
         return {"revived": self.model.revive(now, id)}
 
     def settle(self, now: int, id: str, token: int, verdict: str, wait: int = 0) -> str:
-        (result,) = self.model.settle_all(now, [(id, token, verdict, wait)])
+        (result,) = self.model.settle_all(now, [(id, token, verdict, wait, "")])
         return result
 
     def extend(self, now: int, id: str, token: int, lease: int) -> bool:

@@ -41,9 +41,9 @@ from chaos.model import Event, Model, Schedule
 from chaos.stepped import read_lease
 from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
-from dtimer.model.claims import ClaimReply, Outcome, Settlement, Verdict
+from dtimer.model.claims import ClaimReply, Outcome, Renewal, Settlement, Verdict
 from dtimer.model.schedules import make_spec
-from dtimer.store.format import Entry, read_schedule_state, write_body
+from dtimer.store.format import Entry, read_body, read_schedule_state, write_body
 from dtimer.store.replies import read_claim_reply
 from dtimer.store.store import Store
 
@@ -80,6 +80,8 @@ ticks = st.sampled_from(
 )
 steps_back = st.sampled_from([1, 1_000, 2_000_000, 45_000_000, 3_600_000_000])
 payloads = st.sampled_from(["{}", '{"n":1}', '{"a":[],"b":12345678901234567890,"c":"x|y/z"}'])
+#: The reasons of snoozes and dead letters.
+reasons = st.sampled_from(["", "unknown_kind", "buried"])
 #: Whether the claiming node says that it lags.
 lagging = st.sampled_from([False, False, True])
 #: How far ahead of the due times a claim reaches, in µs.
@@ -404,7 +406,8 @@ class Machine(RuleBasedStateMachine):
         name=nodes,
         limit=st.sampled_from([0, 1, 1, 2, 5]),
         settled=st.lists(
-            st.tuples(st.integers(0, 6), st.sampled_from(list(Verdict)), spans), max_size=3
+            st.tuples(st.integers(0, 6), st.sampled_from(list(Verdict)), spans, reasons),
+            max_size=3,
         ),
         hears=st.booleans(),
         lags=lagging,
@@ -414,9 +417,9 @@ class Machine(RuleBasedStateMachine):
     def claim_and_settle(self, name, limit, settled, hears, *, lags, reply, ahead):
         """Settle any claims, also those of other nodes, and claim due events."""
         settlements = []
-        for index, verdict, wait in settled if self.claims else []:
+        for index, verdict, wait, reason in settled if self.claims else []:
             id, token, _ = self.pick(index)
-            settlements.append(Settlement(id, token, verdict, wait, "why", "corrupt"))
+            settlements.append(_settlement(id, token, verdict, wait, reason))
         self.peers[name].hears = hears and name != "deaf"
         self.peers[name].lags = lags
         self.claim_in_both(name, limit, settlements, reply, ahead)
@@ -446,7 +449,7 @@ class Machine(RuleBasedStateMachine):
         now = self.begin(reply)
         peer, model, keys = self.peers[name], self.model, self.store.keys
         expected = model.settle_all(
-            now, [(s.id, s.token, s.verdict.value, s.wait_us) for s in settlements]
+            now, [(s.id, s.token, s.verdict.value, s.wait_us, s.reason) for s in settlements]
         )
         awaited = self.awaited(now, name, limit)
         held = {id: (e.token, e.lease_end) for id, e in model.pending.items() if e.token}
@@ -512,16 +515,21 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.claims)
     @rule(
-        index=st.integers(0, 6), verdict=st.sampled_from(list(Verdict)), wait=spans, reply=replies
+        index=st.integers(0, 6),
+        verdict=st.sampled_from(list(Verdict)),
+        wait=spans,
+        reason=reasons,
+        reply=replies,
     )
-    def settle(self, index, verdict, wait, reply):
+    def settle(self, index, verdict, wait, reason, reply):
         """Settle a claim outside the claim cycle, through its holder or a former holder."""
         id, token, _ = self.pick(index)
         now = self.begin(reply)
-        (expected,) = self.model.settle_all(now, [(id, token, verdict.value, wait)])
-        (result,) = self.store.claims.settle(
-            [Settlement(id, token, verdict, wait, "why", "corrupt")]
+        settlement = _settlement(id, token, verdict, wait, reason)
+        (expected,) = self.model.settle_all(
+            now, [(id, token, verdict.value, wait, settlement.reason)]
         )
+        (result,) = self.store.claims.settle([settlement])
         assert expected == result.name.lower()
 
     def stale(self) -> list[tuple[str, int]]:
@@ -536,7 +544,7 @@ class Machine(RuleBasedStateMachine):
         """Settle or extend a claim that was lost to another node: nothing may change."""
         id, token = data.draw(st.sampled_from(self.stale()), label="claim")
         self.begin(None)
-        assert [False] == self.store.claims.extend([(id, token)], 2 * LEASE)
+        assert [Renewal.LOST] == self.store.claims.extend([(id, token)], 2 * LEASE)
         late = Settlement(id, token, verdict, 0, "why", "corrupt")
         if at_once:
             assert [Outcome.STALE] == self.store.claims.settle([late])
@@ -558,9 +566,12 @@ class Machine(RuleBasedStateMachine):
         self.by_poll |= lease < LEASE
         renewed = self.store.claims.extend(held, lease, at_least=at_least)
         # If the reply was lost, the repeated request extends the leases again.
-        assert renewed == [
+        assert [bool(each) for each in renewed] == [
             self.model.extend(self.now.us, *claim, lease, at_least=at_least) for claim in held
         ]
+        for (id, _), each in zip(held, renewed, strict=True):
+            if each:
+                assert self.model.pending[id].cancelled == (each is Renewal.CANCELLED)
 
     # ------------------------------------------------------------------------------- schedules
 
@@ -717,6 +728,9 @@ class Machine(RuleBasedStateMachine):
         assert {e.id: e.first for e in model.pending.values() if e.first is not None} == {
             i.decode(): int(found[1]) for i, b in body.items() if (found := _FIRST.match(b))
         }
+        assert {e.id: e.snoozed for e in model.pending.values()} == {
+            i.decode(): _first_snooze(b) for i, b in body.items()
+        }
         held = {e.id: (e.token, e.starts, e.cancelled) for e in model.pending.values() if e.token}
         assert held == {i.decode(): read_lease(text) for i, text in lease.items()}
         waiting = {e.id: e.starts for e in model.pending.values() if not e.token and e.starts}
@@ -779,6 +793,17 @@ class Machine(RuleBasedStateMachine):
                 self.now.us = max(self.now.us, soonest)
             self.equals_the_model()
         assert_sound(self.client, self.store.keys)
+
+
+def _settlement(id: str, token: int, verdict: Verdict, wait: int, reason: str) -> Settlement:
+    # Only a snooze may have no reason.
+    known = reason if verdict is Verdict.SNOOZE else reason or "buried"
+    return Settlement(id, token, verdict, wait, "why", known)
+
+
+def _first_snooze(raw: bytes) -> tuple[int | None, str]:
+    body = read_body(raw)
+    return (None, "") if body is None else (body.snoozed_us, body.snooze_reason)
 
 
 def _dead_letter(text: bytes) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from servers import LONGEST_CALL
 from soundness import assert_sound
 
 from dtimer.errors import EventExists, NamespaceCorrupt, StoreError
-from dtimer.model.claims import ClaimRequest, Outcome, Settlement, Verdict
+from dtimer.model.claims import ClaimRequest, Outcome, Renewal, Settlement, Verdict
 from dtimer.model.outcomes import Reason
 from dtimer.model.records import Cancelled, State
 from dtimer.store.connection.sources import source
@@ -92,11 +92,11 @@ class TestClaim:
         claim = post_and_claim(node)
         for _ in range(5):
             now.tick(LEASE * 0.9)
-            assert [True] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
+            assert [Renewal.HELD] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
         assert [] == other_node.claim()
         now.tick(LEASE)
         assert 1 == len(other_node.claim())
-        assert [False] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
+        assert [Renewal.LOST] == store.claims.extend([("tea", claim.token)], LEASE * 1000)
 
     def test_a_node_is_alone_if_no_other_is_alive(self, store, node, now):
         """Nodes that left or fell silent do not count. An unregistered node is never alone."""
@@ -133,17 +133,19 @@ class TestClaim:
         """
         held, ends = [("tea", post_and_claim(node).token)], now.us + LEASE * 1000
         for us, expected in ((1_000, ends), (LEASE * 2_000, now.us + LEASE * 2_000)):
-            assert [True] == store.claims.extend(held, us, at_least=True)
+            assert [Renewal.HELD] == store.claims.extend(held, us, at_least=True)
             assert expected == client.zscore(store.keys.due, "tea")
         now.tick(-3_600_000)
-        assert [True] == store.claims.extend(held, LEASE * 1000)
+        assert [Renewal.HELD] == store.claims.extend(held, LEASE * 1000)
         assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
 
     def test_extending_replaces_an_invalid_score(self, store, node, now, client):
         """If another program has overwritten the end of a lease, an extension sets a valid one."""
         claim = post_and_claim(node)
         client.zadd(store.keys.due, {"tea": "inf"})
-        assert [True] == store.claims.extend([("tea", claim.token)], LEASE * 1000, at_least=True)
+        assert [Renewal.HELD] == store.claims.extend(
+            [("tea", claim.token)], LEASE * 1000, at_least=True
+        )
         assert now.us + LEASE * 1000 == client.zscore(store.keys.due, "tea")
 
     def test_an_expired_event_is_not_delivered(self, store, node, now):

@@ -12,7 +12,8 @@
 --              heartbeat may shorten one, after the server's clock was set back
 --   leases...  id and token of each event
 --
--- Returns   one character for each: 1 renewed, 0 not held under this token any more
+-- Returns   one character for each: 1 renewed, c renewed but cancelled meanwhile, 0 not held under
+--           this token any more
 local wrong = check_types(DUE, LEASE)
 if wrong then return wrong end
 
@@ -26,14 +27,16 @@ local held = redis.call('HMGET', LEASE, unpack(ids))
 local letters = {}
 for i, id in ipairs(ids) do
   local token = ARGV[leases + 2 * i - 1]
-  if held[i] and string.match(held[i], TOKEN_AND_FLAGS) == token then
+  local held_token, flags
+  if held[i] then held_token, flags = string.match(held[i], TOKEN_AND_FLAGS) end
+  if held_token == token then
     local ends = asked
     if least then
       local left = tonumber(redis.call('ZSCORE', DUE, id) or '0')
       if left > ends and left < 9e15 then ends = left end
     end
     redis.call('ZADD', DUE, 'XX', digits(ends), id)
-    letters[i] = '1'
+    letters[i] = (flags == '' or flags == 's') and '1' or 'c'
   else
     letters[i] = '0'
   end

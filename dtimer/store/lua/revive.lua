@@ -1,4 +1,5 @@
--- Make dead letters pending events again: due now, without their past attempts and their expiry.
+-- Make dead letters pending events again: due now, without their past attempts, their
+-- first snooze and their expiry.
 --
 -- Kind      once
 -- Uses      types session wake events
@@ -26,7 +27,7 @@ for i = ids, #ARGV do
     local _, max_retries = parse_body(body)
     if max_retries then
       redis.call('ZADD', DUE, digits(NOW), id)
-      redis.call('HSET', BODY, id, revived_body(body))
+      redis.call('HSET', BODY, id, revived_body(without_snooze(body) or body))
       redis.call('HDEL', DEAD, id)
       redis.call('ZREM', DIED, id)
       revived = revived + 1

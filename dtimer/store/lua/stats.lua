@@ -16,8 +16,8 @@
 --   totals    name and number of each total. That of a reason of dead letters is died:<reason>
 --   lateness  the number in each bucket (dtimer/model/histogram.py)
 local names = {
-  'posted', 'started', 'confirmed', 'retried', 'released', 'cancelled', 'superseded', 'moved',
-  'cleared', 'lapsed', 'unknown', 'revived', 'coalesced', 'skipped',
+  'posted', 'started', 'confirmed', 'retried', 'snoozed', 'released', 'cancelled', 'superseded',
+  'moved', 'cleared', 'lapsed', 'unknown', 'revived', 'coalesced', 'skipped',
 }
 for reason in string.gmatch(REASONS .. 'other', '%S+') do names[#names + 1] = died_total(reason) end
 local fields = {}

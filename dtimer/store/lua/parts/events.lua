@@ -20,12 +20,13 @@ local function remove(id)
   redis.call('HDEL', TRIES, id)
 end
 
--- Undo a claim: the event is due when it was before, and the attempt is not counted.
-local function release(id, attempt, due)
+-- Undo a claim: the event is due at `due`, and the attempt is not counted. `total` is the name of
+-- the total that counts this, 'released' by default.
+local function release(id, attempt, due, total)
   redis.call('ZADD', DUE, due, id)
   redis.call('HDEL', LEASE, id)
   if attempt > 1 then redis.call('HSET', TRIES, id, attempt - 1) end
-  count('released', 1)
+  count(total or 'released', 1)
 end
 
 -- A body above MOST_BODY is larger than any payload that may be posted (dtimer/model/options.py),

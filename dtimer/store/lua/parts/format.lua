@@ -14,6 +14,8 @@
 --                 flag without a value
 --             t   the trace context of the post, if it is sampled: trace id, span id and trace
 --                 flags in 32, 16 and 2 hexadecimal digits
+--             z   when the event was first snoozed for a reason, in µs, and that reason: '' if a
+--                 handler has asked for it. The flag is removed when the event is retried
 -- template  '<max_retries>|<payload>' of the occurrences of a schedule
 -- lease     '<token>,<attempt>,<due>,<flags>,<incarnation>'. The flags are 'c' for cancelled, and
 --           's' for an occurrence
@@ -73,6 +75,23 @@ end
 local function revived_body(body)
   body = string.gsub(body, '^%d*,', ',', 1)
   return (string.gsub(body, '^([^|]*),f%d+([,|])', '%1%2', 1))
+end
+
+-- Return the body of an event that is snoozed now; nil if it is to stay as it is. The event has
+-- started, so the wait of an event posted with max_wait is over.
+local function snoozed_body(body, reason)
+  local head, start = string.match(body, '^(%d*,%d+[^|]*)()|')
+  if not head or string.match(head, ',z%d+([%l_]*)') == reason then return nil end
+  head = string.gsub(string.gsub(head, ',z%d+[%l_]*', ''), ',f%d+', '')
+  if not string.find(head, '^%d*,%d+,') then head = head .. ',' end
+  return head .. ',z' .. digits(NOW) .. reason .. string.sub(body, start)
+end
+
+-- Return a body without its first snooze; nil if it has none.
+local function without_snooze(body)
+  local head, start = string.match(body, '^(%d*,%d+,[^|]*)()|')
+  if not head or not string.find(head, ',z%d') then return nil end
+  return (string.gsub(head, ',z%d+[%l_]*', '')) .. string.sub(body, start)
 end
 
 -- Return max_retries and the payload of a template; nil if dtimer has not written it.

@@ -4,6 +4,8 @@
 --
 -- verdict   retry    start it again after the wait; bury it if it has no attempt left
 --           release  undo a claim that was never started
+--           snooze   start it again after the wait, without counting this attempt; the argument for
+--                    the error is the reason, '' if the handler has asked for it
 --           bury     move it to the dead letters; the argument for the wait is the reason
 --
 -- Returns   one character for each: 1 done, 0 not held under this token, d now a dead letter,
@@ -62,8 +64,15 @@ local function settle(at, confirms, others)
       result = 'd'
     elseif verdict == 'release' then
       release(id, attempt, due)
+    elseif verdict == 'snooze' then
+      -- Format snoozed_body
+      release(id, attempt, digits(NOW + tonumber(wait)), 'snoozed')
+      local body = snoozed_body(redis.call('HGET', BODY, id) or '', err)
+      if body then redis.call('HSET', BODY, id, body) end
     else
-      local _, max_retries = parse_body(redis.call('HGET', BODY, id))
+      -- Format without_snooze
+      local body = redis.call('HGET', BODY, id)
+      local _, max_retries = parse_body(body)
       if attempt > (max_retries or 0) then
         bury(id, attempt, 'failed', err)
         result = 'd'
@@ -71,6 +80,8 @@ local function settle(at, confirms, others)
         redis.call('ZADD', DUE, digits(NOW + tonumber(wait)), id)
         redis.call('HDEL', LEASE, id)
         redis.call('HSET', TRIES, id, attempt)
+        body = without_snooze(body)
+        if body then redis.call('HSET', BODY, id, body) end
         count('retried', 1)
       end
     end
