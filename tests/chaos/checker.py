@@ -64,8 +64,8 @@ from chaos.verdict import CheckContext, Verdict
 
 #: Calls of the library that have a deadline of one script each.
 _CALLS = {
-    *("cancel", "confirm", "drop", "extend", "post", "release", "reschedule", "retry", "revive"),
-    *("schedule", "unschedule", "update", "write"),
+    *("bury", "cancel", "confirm", "drop", "extend", "post", "release", "reschedule", "retry"),
+    *("revive", "schedule", "snooze", "unschedule", "update", "write"),
 }
 _OF_SCHEDULES = {"schedule", "unschedule", "run_now", "pause_schedule", "resume_schedule"}
 _COUNTED = _CALLS | {"run_now", "pause_schedule", "resume_schedule"}

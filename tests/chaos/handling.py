@@ -7,6 +7,10 @@ The values of ``do`` in a payload:
     Return after ``ms``.
 ``raise``, ``retry``, ``die``
     Fail, ask for a retry, or kill the process, on the first ``times`` attempts.
+``snooze``
+    Put the event off, at random.
+``bury``, ``skip``
+    Make the event a dead letter, by a call or by `SkipRetry`, on the attempt ``times``.
 ``confirm``
     Confirm, and continue to work.
 ``extend``
@@ -42,7 +46,7 @@ from chaos.history import run_of
 from chaos.program import Program
 from chaos.workload import AHEAD, LEASE, MAX_RUN
 from dtimer import DTimer
-from dtimer.errors import StoreError
+from dtimer.errors import SkipRetry, StoreError
 from dtimer.faultpoints import POINTS, armed
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.event import Event
@@ -103,18 +107,19 @@ class Handling(Program):
                 if lease is not None and lease.started is not None:
                     about = {"id": s.id, "n": lease.event.get("n"), "tok": s.token}
                     k = None
-                    if s.verdict is Verdict.RETRY:
-                        # No call waits for this retry, so it has no deadline: record it as a burst.
-                        k = self.writer.inv("retry", burst=True, **about)
-                    asked[s.token] = about, k
+                    if s.verdict in (Verdict.RETRY, Verdict.SNOOZE):
+                        # No call waits for it, so it has no deadline: record it as a burst.
+                        k = self.writer.inv(s.verdict.value, burst=True, **about)
+                    asked[s.token] = about | {"op": s.verdict.value}, k
             return settlements
 
         def answered(settlements: Sequence[Settlement], results: Sequence[Outcome]) -> None:
             for s, result in zip(settlements, results, strict=False):
                 about, k = asked.pop(s.token, (None, None))
                 accepted = result is not Outcome.STALE
+                op = about and about.pop("op")
                 if k is not None:
-                    self.writer.end("retry", k, accepted=accepted, result=result.name)
+                    self.writer.end(op, k, accepted=accepted, result=result.name)
                 elif about:
                     self.writer.note("auto", accepted=accepted, result=result.name, **about)
             settled(settlements, results)
@@ -170,6 +175,21 @@ class Handling(Program):
         """Ask for a retry, on the first attempts."""
         if ev.attempt <= ev["times"]:
             self.calls.settle("retry", ev, lambda: ev.retry(20))
+
+    def do_snooze(self, ev: Event) -> None:
+        """Put the event off. No attempt is counted, so chance must end this."""
+        if self.rng.random() < 0.6:
+            self.calls.settle("snooze", ev, lambda: ev.snooze(20))
+
+    def do_bury(self, ev: Event) -> None:
+        """Make the event a dead letter."""
+        if ev.attempt == ev["times"]:
+            self.calls.settle("bury", ev, lambda: ev.bury("as the payload says"))
+
+    def do_skip(self, ev: Event) -> None:
+        """Raise, so that this event of the batch becomes a dead letter."""
+        if ev.attempt == ev["times"]:
+            raise SkipRetry("as the payload says", ev)
 
     def do_confirm(self, ev: Event) -> None:
         """Confirm, and continue to work."""

@@ -17,7 +17,9 @@ from chaos.leave_checker import LeaveChecker
 from chaos.troubles import FOREVER, Troubles
 from chaos.verdict import CheckContext
 
-_SETTLES = {"confirm", "retry", "release"}
+_SETTLES = {"bury", "confirm", "release", "retry", "snooze"}
+#: Those after which the event is delivered again, and those of them that charge no attempt.
+_GIVES_BACK, _CHARGES_NONE = ("release", "retry", "snooze"), ("release", "snooze")
 #: Calls of the holder of a claim, and the server's reply to its thread.
 _HOLDER_CALLS = {*_SETTLES, "auto", "extend"}
 #: The server keeps the last reply of a session for at least this long, in ns.
@@ -70,6 +72,11 @@ class Generation:
         if len(self.runs) > 1:
             self.runs.sort(key=token)
 
+    def free(self, run: Operation) -> bool:
+        """Return True if a run may have charged no attempt: it was released or snoozed."""
+        calls = self.calls_about(run, *_CHARGES_NONE)
+        return any(call.op == "release" or call.unknown or accepted(call) for call in calls)
+
     def calls_about(self, run: Operation, *ops: str) -> list[Operation]:
         """Return the calls of the given kinds that the holder of a run made about it."""
         calls = self.holder_calls.get(run.data["tok"])
@@ -100,7 +107,8 @@ class Generation:
         last = self.runs[-1]
         if last.ph != "ok" or last.end is None:
             return False
-        returned = any(call.ph == "ok" for call in self.calls_about(last, "retry", "release"))
+        # A buried event must be found as a dead letter.
+        returned = any(call.ph == "ok" for call in self.calls_about(last, *_GIVES_BACK, "bury"))
         refused = any(
             # If the session's reply has expired, a repeated confirmation is refused although the
             # first one was accepted.
@@ -175,7 +183,8 @@ class LeaseChecker:
         if gen.revived:
             context.verdict.redelivered["revived"] += 1
             return
-        skipped = run.data["att"] - earlier.data["att"] > 1
+        snoozed = any(accepted(call) for call in gen.calls_about(earlier, "snooze"))
+        skipped = run.data["att"] - earlier.data["att"] > 1 - snoozed
         reason = self._given_back_by(gen, earlier, run)
         if reason is None:
             # Only the end of its lease can have made the event available.
@@ -199,12 +208,14 @@ class LeaseChecker:
     def _given_back_by(gen: Generation, earlier: Operation, run: Operation) -> str | None:
         calls = [
             call
-            for call in gen.calls_about(earlier, "retry", "release")
+            for call in gen.calls_about(earlier, *_GIVES_BACK)
             # A refused call had no effect, so the handler's failure counts.
             if call.t <= run.t and call.ph != "no"
         ]
         if any(call.op == "release" for call in calls):
             return "released"
+        if any(call.op == "snooze" and (call.unknown or accepted(call)) for call in calls):
+            return "snoozed"
         failed = earlier.ph == "no" and earlier.end is not None and earlier.end <= run.t
         if any(call.unknown or accepted(call) for call in calls):
             return "failed" if failed else "retried"
@@ -256,12 +267,12 @@ class LeaseChecker:
         if gen.revived:
             return
         for earlier, run in itertools.pairwise(runs):
-            free = int(bool(gen.calls_about(earlier, "release")))
+            free = int(gen.free(earlier))
             if run.data["att"] < earlier.data["att"] + 1 - free and token(earlier) != token(run):
                 self._context.blame("I8", gen.id, "attempts do not grow", earlier, run)
         if most is None:
             return
-        charged = [run for run in runs if not gen.calls_about(run, "release")]
+        charged = [run for run in runs if not gen.free(run)]
         highest = max(runs, key=lambda run: run.data["att"])
         if len(charged) > most + 1 or highest.data["att"] > most + 1:
             text = f"started {len(runs)} times, with max_retries={most}"
@@ -300,10 +311,11 @@ class LeaseChecker:
                 context.blame("I7", gen.id, "confirmed, and claimed once more", confirm, *later)
         for calls in gen.holder_calls.values():
             for call in calls:
-                over = call.data.get("result") in ("DEAD", "CANCELLED") and accepted(call)
+                result = "DEAD" if call.op == "bury" else call.data.get("result")
+                over = result in ("DEAD", "CANCELLED") and accepted(call)
                 later = [r for r in gen.runs if over and token(r) > call.data["tok"]]
                 if later and not gen.revived:
-                    text = f"{call.op} came to {call.data['result']}, and it was claimed once more"
+                    text = f"{call.op} came to {result}, and it was claimed once more"
                     context.blame("I8", gen.id, text, call, *later)
         counted: set[int] = set()
         for tok, calls in gen.holder_calls.items():
@@ -328,8 +340,9 @@ class LeaseChecker:
         """Find a refused call of a holder that was certainly the newest."""
         until = call.end if call.end is not None else call.t
         late = run.end is not None and run.end <= until
-        if call.op == "retry" or (late and call.op != "auto") or not gen.alone:
-            # This may have been the last attempt, or the library had already settled the event.
+        if call.op in ("bury", "retry", "snooze") or (late and call.op != "auto") or not gen.alone:
+            # This may have been the last attempt, the event was cancelled, or the library had
+            # already settled it.
             return
         others = [w for w in gen.holder_calls[token(run)] if w is not call and w.op in _SETTLES]
         if any(w.t <= until for w in others) or any(r.t > run.t for r in gen.runs):

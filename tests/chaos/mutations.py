@@ -37,6 +37,7 @@ _REFUSES = "tests/faults/test_server_refuses.py::TestAfterALostReply"
 _CLUSTER = "tests/faults/test_availability.py::TestCluster"
 _POSTING = "tests/integration/test_posting.py"
 _READING = "tests/integration/test_reading.py"
+_SNOOZE = "tests/integration/test_snooze_and_bury.py"
 _MACHINE = "tests/chaos/test_machine.py"
 _ORDERS = "tests/chaos/test_interleavings.py"
 _CLAIM = "store/lua/claim.lua"
@@ -111,6 +112,23 @@ MUTANTS = [
     _mutant("two parties may settle one lease", "engine/lease.py", _LEASES,
             '        while (by := self._end.setdefault("by", end)) is not end:\n',
             '        while (by := self._end.setdefault("by", end)) is None:\n'),
+    _mutant("a snooze counts as an attempt", _SETTLE, (_SNOOZE, _MACHINE),
+            "release(id, attempt, digits(NOW + tonumber(wait)), 'snoozed')",
+            "release(id, attempt + 1, digits(NOW + tonumber(wait)), 'snoozed')"),
+    _mutant("a snooze needs no token", _SETTLE, (_SNOOZE, _MACHINE),
+            "if not held or held ~= token then",
+            "if not held or (held ~= token and verdict ~= 'snooze') then"),
+    _mutant("each snooze counts as the first", "store/lua/parts/format.lua", (_SNOOZE, _MACHINE),
+            " or string.match(head, ',z%d+([%l_]*)') == reason then", " then"),
+    _mutant("a retry keeps the time of the first snooze", _SETTLE, (_SNOOZE, _MACHINE),
+            "        body = without_snooze(body)\n", "        body = nil\n"),
+    _mutant("a SkipRetry that names no event buries the batch", "engine/batch_runner.py", _SNOOZE,
+            "            elif len(left) > 1:\n", "            elif not left:\n"),
+    _mutant("a node does not learn that its event was cancelled", "store/lua/extend.lua",
+            (_SNOOZE, _MACHINE),
+            "(flags == '' or flags == 's') and '1' or 'c'", "'1'"),
+    _mutant("dead letters that handlers make are not trimmed", "engine/claim_cycle.py", _SNOOZE,
+            " or seat.leases.must_trim:\n", ":\n"),
     # --------------------------------------------------------------------------------- time
     _mutant("due times follow the client's clock",
             "store/script_client.py", "tests/faults/test_time.py",

@@ -287,7 +287,9 @@ class SteppedNode:
 
     def _act_on(self, ev: Any) -> None:
         world, truth = self.world, self.world.truth
-        kind = world.rng.choice(["", "", "", "", "confirm", "retry", "extend", "cancel", "again"])
+        kind = world.rng.choice(
+            ["", "", "", "", "confirm", "retry", "extend", "cancel", "again", "snooze"]
+        )
         before = truth.outcomes[ev.token]
         with contextlib.suppress(StoreError):
             if kind == "confirm":
@@ -297,6 +299,10 @@ class SteppedNode:
                 # If the retry's outcome is unknown, the end of the handler decides.
                 truth.outcomes[ev.token] = "raised"
                 if not ev.retry(30):
+                    truth.outcomes[ev.token] = before
+            elif kind == "snooze":
+                truth.outcomes[ev.token] = "raised"
+                if not ev.snooze(30):
                     truth.outcomes[ev.token] = before
             elif kind == "extend":
                 ev.extend(world.rng.choice([300, 1_500]))

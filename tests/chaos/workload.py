@@ -49,6 +49,9 @@ _DEEDS: dict[str, float] = {
     "raise": 7,
     "always raise": 0.7,
     "retry": 2,
+    "snooze": 2,
+    "bury": 0.7,
+    "skip": 0.7,
     "confirm": 3,
     "extend": 0.7,
     "nap": 1,
@@ -61,7 +64,16 @@ _DEEDS: dict[str, float] = {
 }
 
 #: The same for events in bulk, which must not occupy all threads or kill many batches.
-_BULK: dict[str, float] = {"ok": 9_986, "raise": 4, "confirm": 5, "nap": 1, "die": 1, "again": 3}
+_BULK: dict[str, float] = {
+    "ok": 9_986,
+    "raise": 4,
+    "confirm": 5,
+    "snooze": 3,
+    "skip": 1,
+    "nap": 1,
+    "die": 1,
+    "again": 3,
+}
 
 
 def _choose(rng: random.Random, weights: Mapping[str, float]) -> str:
@@ -89,6 +101,8 @@ def deed(
         return {"do": do, "times": rng.choice([1, 1, 2])}
     if do.startswith("always"):
         return {"do": do.removeprefix("always "), "times": 1_000}
+    if do in ("bury", "skip"):
+        return {"do": do, "times": 1}
     if do == "die":
         return {"do": do, "times": 1}
     if do == "extend":

@@ -71,6 +71,15 @@ class TestWait:
         post(store)
         assert 2_000 == due_in(store, now)
 
+    def test_a_post_after_a_snooze_begins_a_new_wait(self, store, now, node):
+        """A snoozed event has started, so its wait is over although no attempt was counted."""
+        post(store, delay=0)
+        (claim,) = node.claim()
+        now.tick(10_000)
+        assert Outcome.DONE is node.snooze(claim, 60_000)
+        post(store)
+        assert 5_000 == due_in(store, now)
+
     def test_a_released_event_keeps_its_wait(self, store, now, node):
         """An event that was claimed and not started still waits for its first start."""
         post(store, delay=0)

@@ -458,6 +458,13 @@ class TestGrace:
         now.tick(30_000)
         assert [(first.id, 2)] == [(claim.id, claim.attempt) for claim in node.claim()]
 
+    def test_a_snoozed_occurrence_may_start_after_its_grace(self, node, now, minutely):
+        """The grace is checked once, before the first start."""
+        first = first_occurrence(node, now, 60, grace=10_000, **minutely)
+        node.snooze(first, 30_000)
+        now.tick(30_000)
+        assert [first.id] == [claim.id for claim in node.claim(10)]
+
     def test_an_extra_occurrence_has_no_grace(self, store, delivered, minutely):
         """An operator who runs a schedule by hand wants it to run, however late."""
         declare(store, grace=10_000, **minutely)
@@ -585,6 +592,29 @@ class TestOverlap:
         (retry,) = node.claim(10)
         assert (first.id, 2) == (retry.id, retry.attempt)
         node.confirm(retry)
+        assert [2] == delivered(0)
+
+    @pytest.mark.parametrize(("overlap", "then"), [("queue", [2]), ("skip", [4])])
+    def test_a_snoozed_occurrence_counts_as_running(self, node, now, delivered, overlap, then):
+        """Its work is not done, so the next one must not overtake it. No attempt is counted."""
+        first = first_occurrence(node, now, 1, overlap=overlap, max_retries=0)
+        assert Outcome.DONE is node.snooze(first, 2_500)
+        for _ in range(2):
+            now.tick(1_000)
+            assert [] == node.claim(10)
+        now.tick(500)
+        (again,) = node.claim(10)
+        assert (first.id, 1, first.nominal_us) == (again.id, again.attempt, again.nominal_us)
+        node.confirm(again)
+        assert then == delivered(0.5)
+
+    def test_the_next_occurrence_starts_if_the_snoozed_one_is_buried(self, node, now, delivered):
+        """A dead letter is an end like any other, and the chain goes on."""
+        first = first_occurrence(node, now, 1)
+        node.snooze(first, 1_500)
+        now.tick(1_500)
+        (again,) = node.claim(10)
+        assert Outcome.DEAD is node.bury(again)
         assert [2] == delivered(0)
 
     def test_queue_continues_if_the_running_one_is_cancelled(self, store, node, now):

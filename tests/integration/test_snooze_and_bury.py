@@ -88,7 +88,7 @@ class TestSnoozeInTheStore:
         assert {"a": "|,z1"} == store.peek("tea").event
         assert bool(expires) is (claim.expires_us is not None)
 
-    def test_a_snooze_for_another_reason_begins_a_new_wait(self, node, now):
+    def test_a_snooze_for_another_reason_begins_a_new_wait(self, node, store, now):
         """Otherwise an event that its handler put off for days would die as of an unknown kind."""
         claim = post_and_claim(node)
         for reason in ("", "unknown_kind", ""):
@@ -96,6 +96,7 @@ class TestSnoozeInTheStore:
             now.tick(60_000)
             (claim,) = node.claim()
             assert (60_000_000, reason) == (claim.snoozed_for_us(reason), claim.snooze_reason)
+        assert (3, 1) == tuple(store.stats().totals[name] for name in ("snoozed", "unknown"))
 
     @pytest.mark.parametrize("how", ["fail", "revive", "post"])
     def test_the_first_snooze_is_forgotten(self, node, store, how):

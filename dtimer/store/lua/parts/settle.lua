@@ -69,6 +69,7 @@ local function settle(at, confirms, others)
       release(id, attempt, digits(NOW + tonumber(wait)), 'snoozed')
       local body = snoozed_body(redis.call('HGET', BODY, id) or '', err)
       if body then redis.call('HSET', BODY, id, body) end
+      if err == 'unknown_kind' then count('unknown', 1) end
     else
       -- Format without_snooze
       local body = redis.call('HGET', BODY, id)
