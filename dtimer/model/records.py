@@ -256,8 +256,9 @@ class Stats:
         nodes: Nodes that have joined.
         paused: True if delivery is paused.
         totals: Counts since the namespace was created. Of events: ``posted``, ``started``,
-            ``confirmed``, ``retried``, ``released``, ``cancelled``, ``superseded`` by a later post,
-            ``moved`` by a reschedule, ``cleared``, ``revived``, ``died``, and ``died:`` with each
+            ``confirmed``, ``retried``, ``snoozed``, ``released``, ``cancelled``, ``superseded`` by
+            a later post, ``moved`` by a reschedule, ``cleared``, ``revived``, ``died``, and
+            ``died:`` with each
             `Reason` (``expired`` equals ``died:expired``). Of occurrences: ``coalesced`` and
             ``skipped``. Of leases that ran out: ``lapsed``. Of deliveries to a node that did not
             know the kind of the event: ``unknown``.

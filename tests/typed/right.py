@@ -36,6 +36,7 @@ from dtimer import (
     Record,
     RunAt,
     RunAtOptions,
+    SkipRetry,
     State,
     TimerOptions,
 )
@@ -98,6 +99,10 @@ def handle(events: list[Event]) -> None:
         assert_type(event.due_at, datetime)
         assert_type(event.nominal_at, datetime | None)
         assert_type(event.confirm(), bool)
+        assert_type(event.snooze(timedelta(minutes=1)), bool)
+        assert_type(event.bury("no such tea"), bool)
+        if event.cancelled:
+            raise SkipRetry("cancelled", event)
 
 
 handle([])

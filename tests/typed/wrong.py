@@ -6,7 +6,7 @@ This file is checked, and never run.
 
 import redis
 
-from dtimer import DeadLetter, DTimer, Event, Reason, RunAt
+from dtimer import DeadLetter, DTimer, Event, Reason, RunAt, SkipRetry
 
 timer = DTimer("node-1", redis.Redis())
 queue = RunAt("reminders")
@@ -58,6 +58,13 @@ def bury(events: list[Event]) -> None: ...
 
 @timer.listens_to("connected")  # wrong: this listener gets no argument
 def connect(error: Exception) -> None: ...
+
+
+# Events
+def settle(event: Event) -> None:
+    event.snooze("5s")  # wrong: a text instead of a duration
+    event.bury(ValueError("no"))  # wrong: an exception instead of a text
+    raise SkipRetry("no", [event])  # wrong: a list instead of the events
 
 
 # Streams

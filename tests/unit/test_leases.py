@@ -14,7 +14,7 @@ from servers import PATIENCE
 from dtimer.engine.clock import boottime
 from dtimer.engine.leases import MOST_SETTLEMENTS
 from dtimer.errors import LeaseLost, OptionError, OutcomeUnknown, StoreError
-from dtimer.model.claims import Outcome, Settlement, Verdict
+from dtimer.model.claims import Outcome, Renewal, Settlement, Verdict
 
 
 class Leases:
@@ -210,6 +210,32 @@ class TestSettling:
         assert [("retry", ev)] == leases.announced.all()
 
 
+class TestSettleLater:
+    """A settlement that a later claim carries, in place of a call."""
+
+    def test_the_next_claim_snoozes_the_event_for_the_reason(self, leases):
+        """A router snoozes an event of an unknown kind without a call of its own."""
+        (ev,) = leases.grant()
+        (lease,) = leases.held
+        wait = {"wait": 1_000_000, "reason": "unknown_kind"}
+        assert lease.settle_later(Verdict.SNOOZE, **wait)
+        assert [] == leases.held
+        (settlement,) = leases.table.take_settlements()
+        expected = Settlement(*lease.key, Verdict.SNOOZE, 1_000_000, reason="unknown_kind")
+        assert expected == settlement
+        leases.table.settled([settlement], [Outcome.DONE])
+        assert [] == leases.announced.all()
+        assert ev.confirm() is False
+
+    def test_it_changes_nothing_if_the_event_is_settled_already(self, leases):
+        """The first party to settle an event decides."""
+        (ev,) = leases.grant()
+        (lease,) = leases.held
+        ev.snooze(5_000)
+        assert not lease.settle_later(Verdict.BURY, error="no", reason="buried")
+        assert not leases.table.unsettled
+
+
 class TestSettlements:
     """The settlements that a claim carries."""
 
@@ -281,6 +307,29 @@ class TestHeld:
         for _ in range(2):
             leases.table.mark_lost(lease)
         assert [("lease_lost", ev)] == leases.announced.all()
+
+
+class TestCancelled:
+    """Whether the handler of an event may stop, because its result is not wanted any more."""
+
+    def test_a_loss_while_the_lease_is_trusted_means_that_the_event_was_replaced(self, leases):
+        """No other node was given the event, so only a later post can have ended the lease."""
+        first, second = leases.grant(claim(), claim())
+        replaced, expired = leases.held
+        expired.distrust()
+        for lease in (replaced, expired):
+            leases.table.mark_lost(lease)
+        assert [(True, True), (True, False)] == [
+            (ev.lease_lost, ev.cancelled) for ev in (first, second)
+        ]
+
+    def test_the_reply_to_an_extension_says_it(self, leases):
+        """A handler that extends its lease need not wait for the heartbeat."""
+        (ev,) = leases.grant()
+        leases.store.outcomes.append(Renewal.CANCELLED)
+        assert ev.extend(60_000) is True
+        assert ev.cancelled
+        assert not ev.lease_lost
 
 
 class TestExtend:
