@@ -156,6 +156,11 @@ def retry(case):
     return lambda: case.node.claim_reply(0, *failed)
 
 
+def snooze(case):
+    late = settled(case.claimed(), Verdict.SNOOZE)
+    return lambda: case.node.claim_reply(0, *late)
+
+
 def claim_again(case):
     case.claimed()
     case.now.tick(LEASE)
@@ -194,6 +199,7 @@ OPERATIONS = {
     "confirm and claim, 10 at a time": lambda case: confirm_and_claim(case, 10),
     "confirm and claim, 100 at a time": lambda case: confirm_and_claim(case, 100),
     "retry": retry,
+    "snooze": snooze,
     "claim again after the lease": claim_again,
     "extend": extend,
     "extend, 100 at a time": lambda case: extend(case, 100),

@@ -153,6 +153,46 @@ class TestTrace:
             assert "" == read_body(b",3," + flags + b"|{}").trace
 
 
+BEFORE_SNOOZE = {
+    "plain": b",3|{}",
+    "with an expiry": b"1800000000000000,3|{}",
+    "chosen id": b",3,n|{}",
+    "occurrence": b",3,s1800000000000000,2|{}",
+    "sampled": b",3,,t" + TRACE.encode() + b"|{}",
+    "like a flag": b',3|{"a":",z1|"}',
+}
+
+
+class TestFirstSnooze:
+    """The time of the first snooze and its reason, which only events that were snoozed have."""
+
+    @pytest.mark.parametrize("reason", ["", "unknown_kind"])
+    @pytest.mark.parametrize("raw", BEFORE_SNOOZE.values(), ids=BEFORE_SNOOZE)
+    def test_is_read_by_python_and_changes_nothing_else(self, scripts, raw, reason):
+        """A node decides by it how long an event has waited, and all other facts stay."""
+        snoozed = scripts("snoozed_body", raw, reason.encode())
+        expected = replace(read_body(raw), snoozed_us=NOW, snooze_reason=reason)
+        assert expected == read_body(snoozed)
+        made = claim_of(snoozed)
+        assert (NOW, reason) == (made.snoozed_us, made.snooze_reason)
+        assert scripts("parse_body", raw) == scripts("parse_body", snoozed)
+        assert scripts("snoozed_body", snoozed, reason.encode()) is None
+        assert read_body(raw) == read_body(scripts("without_snooze", snoozed))
+
+    def test_is_replaced_if_the_reason_changes(self, scripts):
+        """Each reason has a wait of its own."""
+        snoozed = scripts("snoozed_body", b",3|{}", b"unreadable")
+        other = read_body(scripts("snoozed_body", snoozed, b""))
+        assert (NOW, "") == (other.snoozed_us, other.snooze_reason)
+
+    @pytest.mark.parametrize("raw", BEFORE_SNOOZE.values(), ids=BEFORE_SNOOZE)
+    def test_is_none_in_the_body_of_an_event_that_was_not_snoozed(self, scripts, raw):
+        """A payload that looks like the flag must not be taken for it."""
+        assert read_body(raw).snoozed_us is None
+        assert claim_of(raw).snoozed_us is None
+        assert scripts("without_snooze", raw) is None
+
+
 @pytest.mark.parametrize("raw", [b"", b"x", b"1|{}", b",|{}", b"\xff", b"1" * 18 + b",3|{}"])
 class TestForeignBody:
     """A body that dtimer has not written."""
