@@ -66,6 +66,7 @@ COSTS: dict[str, Cost] = {
     "confirm and claim, 10 at a time": Cost(1, 34, 3347, 1070, 1150),
     "confirm and claim, 100 at a time": Cost(1, 124, 25487, 4853, 10963),
     "retry": Cost(1, 25, 858, 734, 56),
+    "snooze": Cost(1, 24, 843, 714, 56),
     "claim again after the lease": Cost(1, 19, 892, 647, 164),
     "extend": Cost(1, 5, 174, 573, 7),
     "extend, 100 at a time": Cost(1, 104, 4728, 4732, 108),

@@ -310,7 +310,7 @@ class TestHeld:
 
 
 class TestCancelled:
-    """Whether the handler of an event may stop, because its result is not wanted any more."""
+    """Knowledge that the result of a running handler is not wanted any more."""
 
     def test_a_loss_while_the_lease_is_trusted_means_that_the_event_was_replaced(self, leases):
         """No other node was given the event, so only a later post can have ended the lease."""
