@@ -42,6 +42,13 @@ def flag(reply: Any) -> bool:
     return _FLAGS[b"%d" % reply if isinstance(reply, int) else reply]
 
 
+def letters(reply: Any, count: int) -> list[bool]:
+    """Read a string of *count* zeros and ones."""
+    if not isinstance(reply, bytes) or len(reply) != count:
+        raise ValueError(f"expected {count} letters, one for each event")
+    return [letter == ord("1") for letter in reply]
+
+
 def pairs(flat: Any) -> list[tuple[bytes, bytes]]:
     """Read a flat list, in which firsts and seconds alternate, as pairs."""
     if not isinstance(flat, list):
