@@ -102,36 +102,60 @@ class ChangeChecker:
     def _check_limits(self, history: IdHistory, gens: Sequence[Generation]) -> None:
         """Find events that posts have delayed for longer than their limit."""
         posts = sorted(
-            ((gen.origin, gen) for gen in gens if gen.origin), key=lambda pair: pair[0].t
+            ((gen.origin, gen) for gen in gens if gen.origin and gen.origin.ph != "no"),
+            key=lambda pair: pair[0].t,
         )
+        latest = self._context.troubles.latest
+        unknown = [(post.t, latest(post)) for post, _ in posts if post.ph != "ok"]
+        # The first post of the current wait; None if it is not certain.
         first: Operation | None = None
-        # When the last post ended, if its event has not started as far as the history shows.
-        waits_since: int | None = None
+        before: tuple[Operation, Generation] | None = None
         for post, gen in posts:
-            if post.data.get("max_wait_us") is None or post.ph != "ok" or post.end is None:
-                first = waits_since = None
-                continue
-            if first is None or waits_since is None or post.t < waits_since:
+            limited = post.ph == "ok" and post.data.get("max_wait_us") is not None
+            if not limited:
+                first = None
+            elif before is None or self._begins_wait(before, post):
                 first = post
-            waits_since = None if gen.runs or gen.letters or gen.holder_calls else post.end
+            elif first is not None and not self._continues_wait(first, before[0], post):
+                first = None
+            before = post, gen
             for run in gen.runs[:1]:
-                if run.data["att"] == 1:
+                in_doubt = first is None or any(
+                    begun <= run.t and over >= first.t for begun, over in unknown
+                )
+                if first is not None and not in_doubt and run.data["att"] == 1:
                     self._check_limit(history, first, post, run)
+
+    def _begins_wait(self, before: tuple[Operation, Generation], post: Operation) -> bool:
+        """Return True if a post certainly begins a wait, because of the post before it."""
+        earlier, gen = before
+        if earlier.ph != "ok" or earlier.end is None or earlier.end > post.t:
+            return False
+        if earlier.data.get("max_wait_us") is None and earlier.data.get("stored", True):
+            return True
+        return any(self._clock.claimed(run)[1] < post.t for run in gen.runs)
+
+    @staticmethod
+    def _continues_wait(first: Operation, before: Operation, post: Operation) -> bool:
+        """Return True if no node can have claimed the event of the post before this one."""
+        if before.end is None or before.end > post.t or post.end is None:
+            return False
+        due = min(
+            before.t + before.data["delay_us"] * 1000, first.t + before.data["max_wait_us"] * 1000
+        )
+        return post.end + _DRIFT < due
 
     def _check_limit(
         self, history: IdHistory, first: Operation, post: Operation, run: Operation
     ) -> None:
         assert first.end is not None
         assert post.end is not None
-        # A claim that reached no handler begins a new wait.
-        if self._context.troubles.anywhere(first.t, post.end) is not None:
-            return
         if not self._clock.kept_pace(first.t, run.t):
             return
         self._context.verdict.counts["debounced"] += first is not post
-        late = run.data["due"] * 1000 - (
-            self._clock.latest_ns(first.end) + post.data["max_wait_us"] * 1000
-        )
+        ends = self._clock.latest_ns(first.end) + post.data["max_wait_us"] * 1000
+        # If the wait is over already, the event is due at the time of the post.
+        late = run.data["due"] * 1000 - max(ends, self._clock.latest_ns(post.end))
         if late > _DRIFT:
             text = f"due {late / 1e6:.1f} ms after the end of its wait"
             self._context.blame("I18", history.id, text, first, post, run)

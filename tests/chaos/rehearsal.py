@@ -42,6 +42,8 @@ class Rehearsal(Simulation):
         self._ids = [f"e{i}" for i in range(max(4, posts // 3))]
         # Generated ids, each of which is posted once.
         self._generated: list[str] = []
+        # The serials of their posts.
+        self._posted: dict[str, int] = {}
         self._poster = Process("poster.10")
         self._nodes: dict[str, Process] = {}
 
@@ -69,11 +71,18 @@ class Rehearsal(Simulation):
         if pick < 0.25:
             self._generated.append(f"generated-{len(self._generated)}")
             self._post(self._poster, self._generated[-1], again, generated=True)
-        elif pick < 0.7:
+        elif pick < 0.62:
             self._post(self._poster, self.random.choice(self._ids), again)
+        elif pick < 0.7:
+            self._post(self._poster, f"debounced-{self.random.randrange(2)}", again, limited=True)
         elif pick < 0.82:
             cancel = lambda: self.server.cancel(self.us(), id)  # noqa: E731
             self.call(self._poster, "cancel", cancel, again, id=id)
+        elif pick < 0.86 and self._generated:
+            self._update(self.random.choice(self._generated[-4:]), again)
+        elif pick < 0.88:
+            drop = lambda: self.server.drop(id)  # noqa: E731
+            self.call(self._poster, "drop", drop, again, id=id)
         elif pick < 0.94:
             delay = self._delay()
             move = lambda: self.server.reschedule(self.us(), id, delay)  # noqa: E731
@@ -81,6 +90,11 @@ class Rehearsal(Simulation):
         else:
             revive = lambda: self.server.revive(self.us(), id)  # noqa: E731
             self.call(self._poster, "revive", revive, again, id=id)
+
+    def _update(self, id: str, then: Callable[[Record | None], None]) -> None:
+        says: Record = {"n": self._posted[id], "crc": 10_000 + next(self._serial)}
+        update = lambda: self.server.update(id, says)  # noqa: E731
+        self.call(self._poster, "update", update, then, id=id, **says)
 
     def _post_later(self, _: Record | None) -> None:
         self.after(self.random.expovariate(1 / self._pace), self._poster, self._post_on)
@@ -93,15 +107,19 @@ class Rehearsal(Simulation):
         process: Process,
         id: str,
         then: Callable[[Record | None], None] | None,
+        *,
+        limited: bool = False,
         **more: bool,
     ) -> None:
         self._left -= 1
-        n = next(self._serial)
+        n = self._posted[id] = next(self._serial)
         says: Record = {"n": n, "crc": n * 7, "delay_us": self._delay(), **more}
         says["max_retries"] = self.random.choice([0, 1, 3, 3])
         says["if_exists"] = self.random.choice(
             ["replace"] * 8 + ["keep", "error", "earliest", "latest"]
         )
+        if limited:
+            says |= {"delay_us": 100_000, "max_wait_us": 150_000, "if_exists": "replace"}
         if self.chance(0.1):
             says["expires_us"] = self.random.choice([20_000, 400_000])
         post = lambda: self.server.post(self.us(), id, says)  # noqa: E731

@@ -59,12 +59,20 @@ class Server:
             says["max_retries"],
             None if expires is None else now + expires,
             late_bound=not says.get("generated"),
+            max_wait=says.get("max_wait_us"),
         )
         stored, refused = self.model.post(now, [(event, False)], says["if_exists"])
         return None if refused else {"stored": stored[0]}
 
     def cancel(self, now: int, id: str) -> Record:
         return {"outcome": self.model.cancel(now, id).upper()}
+
+    def update(self, id: str, says: Record) -> Record:
+        payload = json.dumps({"n": says["n"], "crc": says["crc"]})
+        return {"updated": self.model.update(id, payload)}
+
+    def drop(self, id: str) -> Record:
+        return {"dropped": self.model.drop(id)}
 
     def reschedule(self, now: int, id: str, delay: int) -> Record:
         return {"moved": self.model.reschedule(now, id, now + delay)}

@@ -59,7 +59,7 @@ class TestCorrectRuns:
         # F22: the server freezes.
         assert {"failed", "killed", "retried", "paused", "outage F22", "revived"} <= redelivered
         assert {"dead", "expired", "cancelled", "superseded", "recovered", "refused"} <= counts
-        assert {"claimed ahead"} <= counts
+        assert {"claimed ahead", "debounced", "dropped"} <= counts
 
     def test_only_failures_and_revivals_redeliver_without_faults(self):
         """The checker must not name a fault as an explanation if there was none."""
@@ -156,6 +156,36 @@ def payload_changed(forger, begin, end):
     begin["crc"] = 1
 
 
+def updated_once(forger, begin, end):
+    updates = [r for r in forger.of(begin["id"], "update") if r["ph"] == "inv"]
+    return end.get("updated") and len(updates) == 1 and forger.of(begin["id"], "run")
+
+
+@change("I10", "update", updated_once)
+def update_lost(forger, begin, end):
+    """Deliver the posted payload after an update."""
+    (posted,) = (r for r in forger.of(begin["id"], "post") if r["ph"] == "inv")
+    for run in forger.of(begin["id"], "run"):
+        if run["ph"] == "inv" and run["t"] > end["t"]:
+            run["crc"] = posted["crc"]
+
+
+def first_run_of_a_debounce(forger, begin, end):
+    posts = [r for r in forger.of(begin["id"], "post") if r["ph"] == "inv"]
+    is_first = begin["id"].startswith("debounced-") and begin["n"] == posts[0]["n"]
+    # An earlier start is that of a retry.
+    return is_first and "max_wait_us" in posts[0] and begin["att"] == 1
+
+
+@change("I18", "run", first_run_of_a_debounce)
+def debounce_too_long(forger, begin, end):
+    """Let a debounce end long after its limit."""
+    for name in ("due", "srv", "tok"):
+        begin[name] += 60_000_000
+    for record in (begin, end):
+        record["t"] += 60 * 10**9
+
+
 @change("I1", "run", lambda forger, begin, end: not generated(begin))
 def claimed_early(forger, begin, end):
     """Claim an event with a given id before its due time."""
@@ -181,6 +211,8 @@ def delayed_and_run_once(forger, begin, end):
     moved = forger.of(begin["id"], "reschedule", "revive")
     retried = any(r["att"] > 1 for r in forger.of(begin["id"], "run") if "att" in r)
     ran = any(r["n"] == begin["n"] for r in forger.of(begin["id"], "run"))
+    # The limit of a debounce may end the delay.
+    moved = moved or "max_wait_us" in begin
     return begin["delay_us"] > 0 and end["ph"] == "ok" and ran and not (moved or retried)
 
 
@@ -210,7 +242,7 @@ def never_posted(forger, begin, end):
 def posted_once(forger, begin, end):
     posts = [r for r in forger.of(begin["id"], "post") if r["ph"] == "inv"]
     buried = any(letter["id"] == begin["id"] for letter in forger.final["dead"])
-    others = forger.of(begin["id"], "cancel", "dead", "expired")
+    others = forger.of(begin["id"], "cancel", "dead", "drop", "expired")
     return end["ph"] == "ok" and len(posts) == 1 and not (others or buried)
 
 
@@ -292,8 +324,8 @@ def test_rejects_each_change_that_a_correct_library_cannot_cause(op, fits, make,
     rejected = 0
     # Some changes fit one run in five.
     for seed in range(40):
-        # A fault of the run could explain the redelivery.
-        faults = make is not redelivered_later
+        # A fault of the run could explain the redelivery, or begin a new wait.
+        faults = make not in {redelivered_later, debounce_too_long}
         forger = Forger(Rehearsal(seed, trouble=faults).play(), seed)
         if call := forger.pick(op, fits):
             make(forger, *call)
