@@ -12,6 +12,7 @@ __all__ = [
     "DTimerError",
     "DeadLetter",
     "Declared",
+    "DueCount",
     "Duration",
     "Emission",
     "Event",
@@ -20,8 +21,10 @@ __all__ = [
     "HandlerError",
     "Health",
     "IfExists",
+    "InFlight",
     "Job",
     "LeaseLost",
+    "Minute",
     "Misfire",
     "Moment",
     "NamespaceCorrupt",
@@ -61,6 +64,7 @@ _MODULES = (
     "dtimer.model.emission",
     "dtimer.model.ids",
     "dtimer.model.options",
+    "dtimer.model.overviews",
     "dtimer.model.records",
     "dtimer.timer",
     "dtimer.runat",
@@ -79,6 +83,7 @@ if TYPE_CHECKING:
     from dtimer.model.ids import *
     from dtimer.model.options import *
     from dtimer.model.outcomes import *
+    from dtimer.model.overviews import *
     from dtimer.model.records import *
     from dtimer.model.times import *
     from dtimer.runat import *

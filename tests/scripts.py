@@ -44,13 +44,21 @@ class Script:
         ns: The program's second argument.
         text: The program. It may call ``say``, ``heard`` and ``timer``.
         flags: Flags of the interpreter.
+        root: The folder of the package that the program imports; None for the tested one.
     """
 
     def __init__(
-        self, server: Any, ns: str, text: str, *, flags: tuple[str, ...] = ("-W", "error")
+        self,
+        server: Any,
+        ns: str,
+        text: str,
+        *,
+        flags: tuple[str, ...] = ("-W", "error"),
+        root: Path | None = None,
     ) -> None:
         program = _PREAMBLE + textwrap.dedent(text)
-        root = Path(dtimer.__file__).parents[1]
+        # The interpreter looks for modules in the working directory first.
+        folder, root = root, root or Path(dtimer.__file__).parents[1]
         # Some of these programs fork with threads on purpose; Python 3.12 and later warn.
         flags += ("-W", "ignore:This process:DeprecationWarning")
         self._process = subprocess.Popen(
@@ -59,6 +67,7 @@ class Script:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(root)},
+            cwd=folder,
             start_new_session=True,
         )
         self._rest = b""

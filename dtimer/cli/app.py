@@ -20,9 +20,10 @@ from dtimer.cli.events import post, stats, upcoming
 from dtimer.cli.exit_codes import ExitCode
 from dtimer.cli.groups import Grouped
 from dtimer.cli.listen import listen
-from dtimer.cli.namespace import clear, health, nodes, pause, resume
+from dtimer.cli.namespace import clear, health, nodes, pause, resume, upgrade
 from dtimer.cli.options import shared
 from dtimer.cli.output import Output, report_unwritable
+from dtimer.cli.overviews import ahead, history, in_flight
 from dtimer.cli.schedules import cron, every, run_now, schedules, unschedule
 from dtimer.cli.single_event import peek, reschedule, update
 from dtimer.cli.tail import tail
@@ -69,8 +70,8 @@ app.fill(
         "Workers": (listen, nodes),
         "Schedules": (every, cron, schedules, run_now, unschedule),
         "Dead letters": (dead, revive, drop, purge),
-        "Watching": (stats, top, tail, health, doctor),
-        "The namespace": (pause, resume, clear, export, import_),
+        "Watching": (stats, ahead, in_flight, history, top, tail, health, doctor),
+        "The namespace": (pause, resume, clear, export, import_, upgrade),
         "Getting started": (demo, completion),
     }
 )

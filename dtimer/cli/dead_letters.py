@@ -42,13 +42,14 @@ def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
     \b
     Examples:
       $ dtimer dead
-      $ dtimer dead --limit 3 --json
+      $ dtimer dead --newest --limit 3 --json
     """
 )
+@click.option("--newest", is_flag=True, help="List the newest first.")
 @limit_option("dead letters")
 @shared()
 @click.pass_obj
-def dead(settings: Settings, limit: int) -> None:
+def dead(settings: Settings, newest: bool, limit: int) -> None:
     """
     List the dead letters, the oldest first.
 
@@ -56,7 +57,7 @@ def dead(settings: Settings, limit: int) -> None:
     """
     empty = f"the namespace {settings.ns} has no dead letters"
     with opened(settings) as timer:
-        letters = timer.dead()
+        letters = timer.dead(newest=newest)
         show(settings, _COLUMNS, letters, letter_cells, letter_fields, empty=empty, limit=limit)
 
 

@@ -1,4 +1,4 @@
-"""The commands about a whole namespace: ``pause``, ``resume``, ``clear``, ``nodes``, ``health``."""
+"""The commands about a whole namespace: pause, resume, clear, upgrade, nodes and health."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from dtimer.cli.options import shared
 from dtimer.cli.output import brief, escaped, moment
 from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.prompts import confirm_or_abort, yes_option
-from dtimer.cli.server import Settings, opened
+from dtimer.cli.server import Settings, opened, opened_store
 from dtimer.cli.tables import Column, show
 from dtimer.errors import StoreError
 from dtimer.model.records import NodeInfo
 from dtimer.model.times import format_duration
 from dtimer.monitor.fields import stats_fields
 from dtimer.monitor.judgement import Check, judge, node_state
+from dtimer.store.admin import AdminStore
+from dtimer.store.namespace import SCHEMA
 
 
 def _set_paused(settings: Settings, schedule: str | None, *, paused: bool) -> int:
@@ -107,12 +109,46 @@ def clear(settings: Settings, yes: bool) -> None:
     settings.output.result(f"{text} {cleared.schedules} schedules", **dataclasses.asdict(cleared))
 
 
+@click.command(
+    epilog="""
+    Run this when all processes use the new dtimer: the nodes, and the programs that only
+    post. Until then a new dtimer stores what the version before it can read, so you can
+    still roll back. Afterwards the old dtimer is refused.
+
+    The exit code is 1 if a node of an older dtimer was heard of in the last minute.
+    Nothing is then changed.
+
+    \b
+    Examples:
+      $ dtimer upgrade
+      $ dtimer upgrade --ns orders
+    """
+)
+@shared()
+@click.pass_obj
+def upgrade(settings: Settings) -> int:
+    """Let the namespace use the stored forms of this dtimer."""
+    with opened_store(settings) as store:
+        if not store.namespace.exists():
+            return settings.output.missing("namespace", settings.ns)
+        version, older = AdminStore(store).upgrade()
+    upgraded = version != SCHEMA and not older
+    text = f"the namespace has version {version} already, the latest that this dtimer knows"
+    if older:
+        text = f"not upgraded: nodes of an older dtimer were heard of in the last minute ({older})"
+    elif upgraded:
+        text = f"upgraded from version {version} to version {SCHEMA}"
+    settings.output.result(text, upgraded=upgraded, version=version, older=older)
+    return ExitCode.NEGATIVE if older else ExitCode.DONE
+
+
 _NODES = (
     Column("node", "cyan", fold=True),
     Column("state"),
     Column("last seen", "dim"),
     Column("host", fold=True),
     Column("pid"),
+    Column("threads"),
     Column("joined", takes_rest=True),
 )
 
@@ -121,7 +157,9 @@ def node_cells(node: NodeInfo, narrow: bool) -> list[str]:
     """Return the row of a node in a table; *narrow* asks for a short time."""
     heard = f"{format_duration(node.idle_ms)} ago"
     joined = brief(node.joined) if narrow else moment(node.joined)
-    return [escaped(node.id), node_state(node), heard, escaped(node.host), str(node.pid), joined]
+    threads = f"{node.used} of {node.threads}"
+    host = escaped(node.host)
+    return [escaped(node.id), node_state(node), heard, host, str(node.pid), threads, joined]
 
 
 @click.command(

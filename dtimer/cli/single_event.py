@@ -45,10 +45,13 @@ def peek(settings: Settings, id: str) -> int:
         "state": record.state.value.replace("_", " "),
         when: f"{moment(record.due)} ({from_now(record.due, time.time() * 1000)})",
         "starts": str(record.attempt),
+        "retries": "" if record.max_retries is None else f"at most {record.max_retries}",
+        "expires": "" if record.expires is None else moment(record.expires),
         "event": payload(record.event),
     }
     for name, value in rows.items():
-        settings.output.result((f"{name:<8}", "dim"), value)
+        if value:
+            settings.output.result((f"{name:<8}", "dim"), value)
     return ExitCode.DONE
 
 

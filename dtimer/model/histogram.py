@@ -30,8 +30,13 @@ def percentile(counts: Sequence[int], share: float) -> float | None:
     for bucket, count in enumerate(counts):
         seen += count
         if count and seen >= rank:
-            return (2 ** ((bucket + 1) / 2) - 1) / 1000
+            return upper_end(bucket)
     return None
+
+
+def upper_end(bucket: int) -> float:
+    """Return the lateness in ms below which the events of a *bucket* were."""
+    return (2 ** ((bucket + 1) / 2) - 1) / 1000
 
 
 def increase(new: Sequence[int], old: Sequence[int]) -> list[int]:

@@ -169,6 +169,10 @@ class RunAtOptions(TypedDict, total=False):
     exit_timeout: Annotated[Duration, Time(5_000, 0, _DAY_MS)]
     """How long the exiting interpreter waits for running handlers."""
 
+    history: Annotated[bool, Other(default=True, check=_flag)]
+    """Write a row of the history once a minute, as long as something happens or waits. See
+    ``history()``."""
+
     wait_replicas: Annotated[int, Count(0, 0, MOST_REPLICAS)]
     """How many replicas must have a post before it returns. See ``post``."""
 
@@ -218,6 +222,7 @@ class Options:
     dead_limit: int
     dead_age: int
     exit_timeout: int
+    history: bool
     wait_replicas: int
     now: Callable[[], float] | None
 

@@ -71,6 +71,8 @@ class Record:
         due: The due time in ms since the epoch; in flight, that of the current attempt.
         state: The state.
         attempt: How many times the event has been started.
+        max_retries: How often it may be delivered again; None if the stored bytes are not valid.
+        expires: When it expires, in ms since the epoch; None if it does not.
     """
 
     id: str
@@ -78,6 +80,13 @@ class Record:
     due: float
     state: State
     attempt: int
+    max_retries: int | None = None
+    expires: float | None = None
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """``expires`` as an aware datetime in UTC, or None."""
+        return None if self.expires is None else to_datetime(self.expires)
 
     @property
     def due_at(self) -> datetime:
@@ -212,6 +221,15 @@ class NodeInfo:
         idle_ms: The time since the server last heard from it.
         waiting: True if it has a free handler thread, so that it can be woken for the next event.
         listening: False after a second without a listener of ``'event'``; it then gets no events.
+        version: The version of its dtimer, or ``""``.
+        threads: How many handler threads it may have.
+        used: How many of them run a handler.
+        deaf: True if wakes do not reach it, so that it finds events by polling.
+        stuck: How many of its handlers have run longer than ``max_run``.
+        restarts: How often it had to restart one of its threads.
+        rss: The resident memory of its process in bytes; None if it is not known.
+        rtt_ms: How long its last report took, there and back; None before the first report. A node
+            reports once a minute, and at most 5 s after one of the other values has changed.
     """
 
     id: str
@@ -222,6 +240,14 @@ class NodeInfo:
     idle_ms: float
     waiting: bool
     listening: bool = True
+    version: str = ""
+    threads: int = 0
+    used: int = 0
+    deaf: bool = False
+    stuck: int = 0
+    restarts: int = 0
+    rss: int | None = None
+    rtt_ms: float | None = None
 
     @property
     def joined_at(self) -> datetime:
@@ -231,6 +257,7 @@ class NodeInfo:
     def __repr__(self) -> str:
         words = ["waiting"] if self.waiting else []
         words += [] if self.listening else ["not listening"]
+        words += ["deaf"] if self.deaf else []
         return summary.record(
             "NodeInfo",
             self.id,

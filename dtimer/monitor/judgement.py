@@ -44,7 +44,9 @@ def overdue_ms(stats: Stats) -> float:
 
 
 def node_state(node: NodeInfo) -> str:
-    """Return what a node does: it waits for events, is busy, or has no listener."""
+    """Return what a node does: it waits for events, is busy or deaf, or has no listener."""
     if not node.listening:
         return "no listener"
+    if node.deaf:
+        return "deaf"
     return "waiting" if node.waiting else "busy"

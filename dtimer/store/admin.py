@@ -16,6 +16,7 @@ from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec
 from dtimer.store import replies
 from dtimer.store.format import read_letter, read_spec, text, write_letter
+from dtimer.store.namespace import SILENT_US
 from dtimer.store.reply_checks import pairs
 from dtimer.store.schedules import SCHEDULE
 from dtimer.store.scripts import verb
@@ -27,6 +28,7 @@ _PAGE = 500
 _AUDIT = verb("audit", "sample")
 _HOLDERS = verb("holders", "most")
 _RESTORE = verb("restore", "letters...")
+_UPGRADE = verb("upgrade", "silent_after")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,15 @@ class AdminStore:
             _HOLDERS,
             str(most),
         )
+
+    def upgrade(self) -> tuple[str, int]:
+        """
+        Raise the version of the namespace, unless an older node was heard of in the last minute.
+
+        Returns:
+            The version before, ``""`` without a namespace; and how many older nodes prevent it.
+        """
+        return self._ask(lambda r: (text(r[0]), int(r[1])), _UPGRADE, str(SILENT_US))
 
     def audit(self, most: int = 100) -> Audit:
         """Check whether the keys agree with each other, on at most *most* members of each key."""

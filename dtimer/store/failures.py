@@ -166,8 +166,8 @@ def translate(error: BaseException, doing: str, place: str) -> StoreError:
     text = message(error)
     if isinstance(error, StoreError):
         return error
-    if text.startswith("DTCORRUPT "):
-        return NamespaceCorrupt(text.removeprefix("DTCORRUPT "))
+    if text.startswith(("DTCORRUPT ", "DTSCHEMA ")):
+        return NamespaceCorrupt(text.partition(" ")[2])
     if "WRONGTYPE" in text:
         return NamespaceCorrupt(f"a key of the namespace has a wrong type ({doing}: {text})")
     if tls.mistrusted(error):

@@ -9,13 +9,16 @@ and limits the lengths of numbers.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from dtimer.errors import PayloadError
 from dtimer.model.claims import Claim
+from dtimer.model.histogram import upper_end
 from dtimer.model.ids import schedule_of
 from dtimer.model.outcomes import Reason
+from dtimer.model.overviews import Minute
 from dtimer.model.payload import decode
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, spec_from_json
@@ -27,6 +30,12 @@ _BODY = re.compile(rb"(\d{0,17}),(\d{1,7})(?:,s(\d{1,17}),(\d{1,15}))?(,[^|]*)?\
 _TRACE = re.compile(rb",t([0-9a-f]{50})(?![^,])")
 _SNOOZE = re.compile(rb",z(\d{1,17})([a-z_]*)(?![^,])")
 _LETTER = re.compile(rb"(\d{1,8}),(\w+),(\d{1,9})\|")
+
+_JOINED = re.compile(rb"(\d{1,17})(?:,\d{1,9})?")
+
+# A row of the history of an hour.
+_ROW = re.compile(r"([0-9]{1,2}),([0-9]{1,4})" + r",([0-9]{1,15})" * 9 + r",(-1|[0-9]{1,2})" * 2)
+_MINUTE_US, _DAY_MINUTES = 60_000_000, 1_440
 
 # The fields of the state of a schedule, in order. ``lua/parts/schedule.lua`` describes each.
 _SCHEDULE_STATE = (
@@ -227,3 +236,26 @@ def read_spec(id: str, definition: bytes, template: bytes) -> ScheduleSpec:
 def read_schedule_state(raw: bytes) -> dict[str, str]:
     """Read the state of a schedule into its fields by name."""
     return dict(zip(_SCHEDULE_STATE, text(raw).split(";"), strict=False))
+
+
+def read_registration(raw: bytes) -> tuple[int, bytes]:
+    """Read the registration of a node: when it joined, in µs, and its JSON about itself."""
+    head, _, about = raw.partition(b"|")
+    match = _JOINED.match(head)
+    return int(match[1]) if match else 0, about
+
+
+def read_history(hours: Iterable[bytes], now_us: int) -> list[Minute]:
+    """Return the history of the last 24 hours, oldest first, from the stored *hours*."""
+    rows = []
+    for stored in hours:
+        begin, *found = text(stored).split(";")
+        if not begin.isascii() or not begin.isdigit() or len(begin) > 9:
+            continue
+        for row in filter(None, map(_ROW.fullmatch, found)):
+            of_hour, minutes, *numbers, half, most = map(int, row.groups())
+            minute = int(begin) * 60 + of_hour
+            if 0 <= now_us // _MINUTE_US - minute <= _DAY_MINUTES:
+                late = tuple(None if i < 0 else upper_end(i) for i in (half, most))
+                rows.append(Minute(minute * _MINUTE_US / 1000, minutes, *numbers, *late))
+    return sorted(rows, key=lambda row: row.begins)

@@ -21,6 +21,10 @@ from dtimer.store.scripts import Verb, header, verb
 #: the other version skips or may omit, such as one after the mark of a body, needs no new version.
 SCHEMA = "2"
 
+#: The version before, which this dtimer reads and writes, too: a namespace keeps it until
+#: `dtimer upgrade`. Version 2 is the first that is released.
+PREVIOUS = "2"
+
 #: The version that was never released. Its namespaces are only read, to export them.
 UNRELEASED = "1"
 
@@ -78,7 +82,7 @@ class Namespace:
         if not version:
             self._rollback.opened(before, state)
             return
-        if version != SCHEMA and not (self.exports and version == UNRELEASED):
+        if version not in {SCHEMA, PREVIOUS} and not (self.exports and version == UNRELEASED):
             raise NamespaceCorrupt(self._unknown(version))
         self._opened = True
         self._rollback.opened(before, state)

@@ -11,6 +11,7 @@ from dtimer.model.claims import Claim, ClaimReply, Outcome, Renewal, Settlement,
 from dtimer.model.payload import decode
 from dtimer.model.records import Cancelled, Record, Schedule, State
 from dtimer.store.format import (
+    read_body,
     read_claim,
     read_letter,
     read_payload,
@@ -226,8 +227,16 @@ def read_record(id: str, reply: Sequence[Any]) -> Record | None:
     state, due, attempt, raw = State(text(reply[0])), integer(reply[1]), reply[2], reply[3]
     if state is State.DEAD:
         letter = read_letter(id, due, raw)
-        return Record(id, letter.event, letter.died, state, letter.attempt)
-    return Record(id, read_payload(raw), due / 1000, state, integer(attempt))
+        return _record(id, letter.raw, letter.died, state, letter.attempt)
+    return _record(id, raw, due / 1000, state, integer(attempt))
+
+
+def _record(id: str, raw: bytes, due: float, state: State, attempt: int) -> Record:
+    body = read_body(raw)
+    if body is None:
+        return Record(id, None, due, state, attempt)
+    expires = None if body.expires_us is None else body.expires_us / 1000
+    return Record(id, read_payload(raw), due, state, attempt, body.max_retries, expires)
 
 
 def read_cancelled(reply: bytes, count: int) -> list[Cancelled | None]:
@@ -303,4 +312,4 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
 def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
     """Read one waiting event of an iteration."""
     due_ms, attempt = integer(due) / 1000, integer(tries)
-    return Record(id, read_payload(body), due_ms, State.SCHEDULED, attempt)
+    return _record(id, body, due_ms, State.SCHEDULED, attempt)

@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
 from dtimer.model.ids import schedule_of
+from dtimer.model.overviews import DueCount, InFlight, Minute
 from dtimer.model.records import Cancelled, Cleared, DeadLetter, NodeInfo, Record, Stats
 from dtimer.store import failures, overview, replies
 from dtimer.store.claims import Claims
 from dtimer.store.connection.sources import Source
 from dtimer.store.connection.subscription import Subscription
-from dtimer.store.format import Entry, read_letter, reason_of_letter
+from dtimer.store.format import Entry, read_history, read_letter, reason_of_letter
 from dtimer.store.keys import Keys
 from dtimer.store.namespace import SILENT_US, Namespace
 from dtimer.store.piped import Piped
@@ -40,17 +41,21 @@ _PAGE = 100
 # One script revives dead letters of about this many bytes.
 _MOST_REVIVED_BYTES = 1_000_000
 
+_AHEAD = verb("ahead", "period", "periods")
 _ALONE = verb("alone", "node", "silent_after")
 _CANCEL = verb("cancel", "ids...")
 _CLEAR = verb("clear")
 _DROP = verb("drop", "id")
-_JOIN = verb("join", "node", "description", "silent_after", "update")
+_HISTORY = verb("history")
+_IN_FLIGHT = verb("in_flight", "most")
+_JOIN = verb("join", "node", "description", "silent_after")
 _LEAVE = verb("leave", "node")
 _NODES = verb("nodes", "silent_after")
 _PAUSE = verb("pause", "on")
 _PEEK = verb("peek", "id")
 _POST = verb("post", "policy", "events...")
 _POST_NEW = verb("post_new", "events...")
+_REPORT = verb("report", "node", "description", "history")
 _RESCHEDULE = verb("reschedule", "id", "when")
 _REVIVE = verb("revive", "reason", "ids...")
 _STATS = verb("stats", "silent_after")
@@ -194,11 +199,16 @@ class Store:
         # A server that has lost all its data has lost the schema version, too.
         self.namespace.reopen()
         self.rollback.registering()
-        self.namespace.call(_JOIN, incarnation, who, str(SILENT_US), "")
+        self.namespace.call(_JOIN, incarnation, who, str(SILENT_US))
 
-    def describe(self, incarnation: str, who: str) -> None:
-        """Replace the description of a node, if it is still registered."""
-        self.namespace.call(_JOIN, incarnation, who, str(SILENT_US), "1")
+    def report(self, incarnation: str, who: str, *, history: bool = False) -> int:
+        """
+        Replace the description of a node, if it is still registered, and write the history.
+
+        The script is sent once. Returns the time until the next minute begins, in µs.
+        """
+        flag = "1" if history else ""
+        return int(self._scripts.call_once(_REPORT, incarnation, who, flag))
 
     def leave(self, incarnation: str) -> None:
         """Remove a node from every list of nodes."""
@@ -259,9 +269,9 @@ class Store:
         for stored_event in self.walks.upcoming(self.namespace.ask, low, high, _PAGE):
             yield replies.read_scheduled(*stored_event)
 
-    def dead(self) -> Iterator[DeadLetter]:
-        """Yield the dead letters, oldest first; see `Walks`."""
-        for id, died_us, letter in self.walks.dead(self.namespace.ask, _PAGE):
+    def dead(self, *, newest: bool = False) -> Iterator[DeadLetter]:
+        """Yield the dead letters, oldest first, or *newest* first; see `Walks`."""
+        for id, died_us, letter in self.walks.dead(self.namespace.ask, _PAGE, newest=newest):
             yield read_letter(id, died_us, letter)
 
     def letter(self, id: str) -> DeadLetter | None:
@@ -352,6 +362,22 @@ class Store:
     def nodes(self) -> list[NodeInfo]:
         """See `DTimer.nodes`."""
         return self.namespace.ask(overview.read_nodes, _NODES, str(SILENT_US))
+
+    def ahead(self, period_us: int, periods: int) -> list[DueCount]:
+        """See `DTimer.ahead`."""
+
+        def read(reply: Any) -> list[DueCount]:
+            return overview.read_ahead(reply, period_us)
+
+        return self.namespace.ask(read, _AHEAD, str(period_us), str(periods))
+
+    def in_flight(self, most: int) -> list[InFlight]:
+        """See `DTimer.in_flight`."""
+        return self.namespace.ask(overview.read_in_flight, _IN_FLIGHT, str(most))
+
+    def history(self) -> list[Minute]:
+        """See `DTimer.history`."""
+        return self.namespace.ask(lambda r: read_history(r[1], int(r[0])), _HISTORY)
 
     # Closing
 

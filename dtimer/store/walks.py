@@ -26,7 +26,7 @@ from dtimer.store.scripts import verb
 _SPARE_US = 1_000_000
 
 _POSITIONS = ("after_score", "after_id", "end_score", "end_id")
-_DEAD = verb("dead", "limit", *_POSITIONS)
+_DEAD = verb("dead", "limit", "newest", *_POSITIONS)
 _UPCOMING = verb("upcoming", "limit", "low", "high", *_POSITIONS)
 
 
@@ -102,9 +102,13 @@ def _read_letters(reply: Any) -> _Page:
 class Walk:
     """The state of one iteration in progress, a *walk*."""
 
-    def __init__(self, clock: Callable[[], int] | None, spare_us: int) -> None:
+    def __init__(
+        self, clock: Callable[[], int] | None, spare_us: int, *, backwards: bool = False
+    ) -> None:
         self._clock = clock
         self._spare = spare_us
+        # The next pages of an iteration backwards are before this one.
+        self._backwards = backwards
         # The server's time when it read the last page, in µs, and when that page was received, on
         # the monotonic clock.
         self._page_us, self._received = 0, 0.0
@@ -122,7 +126,8 @@ class Walk:
         self._page_us, self._received = page.now, time.monotonic()
         self.remaining = {entry.id for entry in page.entries}
         self.end = float(page.end[0] or 0)
-        self.next_page_at = float(page.last[0] or math.inf)
+        following = -math.inf if self._backwards else float(page.last[0] or 0)
+        self.next_page_at = following if page.last[0] else math.inf
 
     def moment(self, when: str) -> int:
         """Return the due time, in µs, of an event posted for *when*, in the form scripts read."""
@@ -202,7 +207,13 @@ class Walks:
         return self._iterate(self._events, page, ("", ""))
 
     def dead(
-        self, ask: Callable[..., Any], size: int, died: str = "", last: str = ""
+        self,
+        ask: Callable[..., Any],
+        size: int,
+        died: str = "",
+        last: str = "",
+        *,
+        newest: bool = False,
     ) -> Iterator[tuple[str, int, bytes]]:
         """
         Yield the dead letters, oldest first: id, time of death in µs, and stored form.
@@ -212,15 +223,21 @@ class Walks:
             size: The number of letters to read in one call.
             died: Begin after the letter with this time of death; ``""`` begins with the first.
             last: Begin after the letter with this id.
+            newest: Yield the newest first.
         """
-        page = functools.partial(ask, _read_letters, _DEAD, str(size))
-        return self._iterate(self._letters, page, (died, last))
+        page = functools.partial(ask, _read_letters, _DEAD, str(size), "1" if newest else "")
+        return self._iterate(self._letters, page, (died, last), backwards=newest)
 
     def _iterate(
-        self, walks: dict[int, Walk], read_page: Callable[..., _Page], position: Position
+        self,
+        walks: dict[int, Walk],
+        read_page: Callable[..., _Page],
+        position: Position,
+        *,
+        backwards: bool = False,
     ) -> Iterator[Any]:
         """Yield the entries of one page after the other, from *position*."""
-        walk, end = Walk(self._clock, self._spare), ("", "")
+        walk, end = Walk(self._clock, self._spare, backwards=backwards), ("", "")
         # Register before the first page is read: a signal handler may post in between.
         walks[id(walk)] = walk
         try:

@@ -16,6 +16,7 @@ from dtimer.model.event import Event
 from dtimer.model.ids import EventId, check_id, is_occurrence
 from dtimer.model.options import Options, check_choice, check_count
 from dtimer.model.outcomes import Declared, Reason
+from dtimer.model.overviews import DueCount, InFlight, Minute, period_us
 from dtimer.model.payload import encode
 from dtimer.model.records import (
     Cancelled,
@@ -309,17 +310,47 @@ class Client:
             )
         return ev.confirm()
 
-    def dead(self, limit: int | None = None) -> Iterator[DeadLetter]:
+    def ahead(self, span: Duration = 3_600_000, *, periods: int = 60) -> list[DueCount]:
         """
-        Iterate over the dead letters, the oldest first, at most *limit* of them.
+        Count the events that will fall due within *span*, in each of *periods* equal parts of it.
 
-        The iteration ends at the last dead letter that existed at its beginning. So a loop may
-        revive the letters that it receives.
+        By default that is each minute of the next hour. Of a schedule only the pending occurrence
+        counts. An event in flight counts when its lease ends, and an overdue event does not count.
+
+        Args:
+            span: The time from now, at least 1 ms for each period.
+            periods: How many, from 1 to 120.
+        """
+        return self._live_store.ahead(period_us(span, periods), periods)
+
+    def history(self) -> list[Minute]:
+        """
+        Return what happened in each of the last 1440 minutes, as joined nodes have recorded it.
+
+        The oldest is first. Minutes in which nothing happened and nothing waited are left out, and
+        so are minutes without a joined node.
+        """
+        return self._live_store.history()
+
+    def in_flight(self, limit: int = 200) -> list[InFlight]:
+        """
+        Return the events that nodes have claimed, those that were claimed first at the beginning.
+
+        If there are more than *limit* (at most 1000), return a random sample of them.
+        """
+        return self._live_store.in_flight(check_count(limit, "limit", 1, 1_000))
+
+    def dead(self, limit: int | None = None, *, newest: bool = False) -> Iterator[DeadLetter]:
+        """
+        Iterate over the dead letters, at most *limit*: the oldest first, or the *newest* first.
+
+        Only letters that existed at the beginning are yielded. So a loop may revive the letters
+        that it receives.
         """
         self._notice_fork()
         if limit is not None:
             check_count(limit, "limit", 0, 2**53)
-        return itertools.islice(self._store.dead(), limit)
+        return itertools.islice(self._store.dead(newest=newest), limit)
 
     def revive(self, id: str) -> bool:
         """

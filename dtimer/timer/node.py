@@ -31,6 +31,7 @@ from dtimer.timer.health import examine
 from dtimer.timer.ledger import Ledger
 from dtimer.timer.node_store import NodeStore
 from dtimer.timer.presence import PATIENCE, Presence
+from dtimer.timer.reports import Reports
 from dtimer.timer.weak import TimerCalls
 
 # Ask for an echo after this many seconds without a message, or after five polls if that is less.
@@ -62,7 +63,7 @@ class Node:
         announcer = Announcer(store, timer)
         self._callbacks = CallbackThread(f"dtimer-callbacks-{id}", announcer)
         self._log = Log(self._callbacks.call, Source(id, options.ns, self.incarnation))
-        self._presence = Presence(id, timer, self._log)
+        self._presence = Presence(id, timer, self._log, options.concurrency)
         self._node_store = NodeStore(store, self.incarnation, self._presence, options)
         self.bell: Bell = Bell()
         self._registered = False
@@ -88,6 +89,15 @@ class Node:
             log=self._log,
         )
         self._dispatcher = Dispatcher(f"dtimer-{id}", self._seat, timer, self)
+        self._reports = Reports(
+            store,
+            self.incarnation,
+            self._presence,
+            self._callbacks,
+            health=lambda: None if self.leaving else self.health(),
+            answers=lambda: self._seat.connectivity.error is None,
+            history=options.history,
+        )
         self._claimer = Claimer(
             f"dtimer-claimer-{id}",
             bell=self.bell,
@@ -152,18 +162,13 @@ class Node:
             self.begun = True
             self._log.joined()
             self._callbacks.announce("ready")
-            self._callbacks.later(PATIENCE, self._show_listening)
+            self._reports.look_in(PATIENCE)
 
     def listened(self, *, added: bool) -> None:
         """Record that a listener of ``'event'`` was added or, if not *added*, removed."""
         self.bell.ring()
         if not added or not self._presence.listening:
-            self._callbacks.later(0.0 if added else PATIENCE, self._show_listening)
-
-    def _show_listening(self) -> None:
-        if not self.leaving and self._presence.outdated():
-            with contextlib.suppress(StoreError):
-                self._store.describe(self.incarnation, self._presence.entry())
+            self._reports.look_in(0.0 if added else PATIENCE)
 
     def _register(self) -> None:
         preflight.check_server(self._store, self._log)

@@ -419,7 +419,7 @@ class TestNoListener:
     def test_a_late_description_does_not_register_a_node_that_left(self, make):
         """If a node describes itself after it has left, it is not registered again."""
         timer = make()
-        timer._store.describe("incarnation", "{}")
+        timer._store.report("incarnation", "{}")
         assert [] == timer.nodes()
 
     def test_the_command_line_shows_the_missing_listener(self, make, run):

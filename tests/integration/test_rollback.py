@@ -95,7 +95,7 @@ class TestDetected:
         with lost():
             now.tick(500)
             node.claim_reply()
-        store.describe(node.name, '{"listening":true}')
+        store.report(node.name, '{"listening":true}')
         now.tick(100)
         node.claim_reply()
         assert [(survived / 1000, now.us / 1000, False)] == reported(store)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from dtimer.store.namespace import SCHEMA
-from dtimer.store.scripts import texts, verbs
+from dtimer.store.scripts import header, texts, verbs
 
 LATER = "2000000000000000"
 _BODY = ",3|{}"
@@ -15,17 +15,20 @@ _BODY = ",3|{}"
 #: Arguments for each verb, for calls that find something in the filled namespace.
 CALLS = {
     "add_times": ["cron", "print", LATER, "", "0", "1"],
+    "ahead": ["60000000", "60"],
     "alone": ["node", "60000000"],
     "audit": ["10"],
     "cancel": ["one", "nothing"],
     "claim": ["node", "4", "30000000", "hep", "", "0", "0", "0"],
     "clear": [],
-    "dead": ["10", "", "", "", ""],
+    "dead": ["10", "", "", "", "", ""],
     "declare": ["hourly", "p", "{}", "3|{}", "3600000000", *"cq0", "", "", "+1", *[""] * 4],
     "drop": ["letter"],
     "extend": ["30000000", "three", "1"],
+    "history": [],
     "holders": ["10"],
-    "join": ["node", "{}", "60000000", ""],
+    "in_flight": ["10"],
+    "join": ["node", "{}", "60000000"],
     "leave": ["node"],
     "nodes": ["60000000"],
     "open": [SCHEMA, "mark"],
@@ -35,6 +38,7 @@ CALLS = {
     "permissions": [],
     "post": ["keep", "five", "+0", _BODY],
     "post_new": ["six", "+0", _BODY],
+    "report": ["node", "{}", "1"],
     "reschedule": ["two", "+5"],
     "restore": ["letter", "1", "1,failed,4|boom,3|{}"],
     "revive": ["", "letter"],
@@ -47,6 +51,7 @@ CALLS = {
     "unschedule": ["hourly"],
     "upcoming": ["10", "-inf", "+inf", "", "", "", ""],
     "update": ["two", '{"n":1}'],
+    "upgrade": ["60000000"],
 }
 
 #: Calls that fill a namespace: a node, events, a schedule and a dead letter.
@@ -59,6 +64,25 @@ FILL = [
     ("declare", CALLS["declare"]),
     ("restore", CALLS["restore"]),
 ]
+
+
+@pytest.mark.parametrize("op", ["", "session:1"], ids=["unnamed", "named"])
+@pytest.mark.parametrize("verb", [v for v in verbs() if header(v).kind != "reads"])
+def test_a_script_writes_nothing_into_a_namespace_of_an_unknown_version(store, client, verb, op):
+    """A script would misread the data of a later version, or store data that misleads it."""
+    call, keys = store._scripts.call_once, store.keys
+    for n, (name, words) in enumerate(FILL, 1):
+        call(name, *words, op=f"fill:{n}")
+    for key in (keys.sys, keys.memo_a):
+        client.hset(key, "v", "9")
+
+    def content():
+        return {key: client.dump(key) for key in keys}
+
+    before = content()
+    with pytest.raises(Exception, match="DTSCHEMA the namespace has the schema version 9"):
+        call(verb, *CALLS[verb], op=op)
+    assert before == content()
 
 
 def stated(verb):

@@ -17,8 +17,11 @@ from dtimer import (
     DeadLetter,
     Declared,
     DTimer,
+    DueCount,
     EventId,
     Health,
+    InFlight,
+    Minute,
     NodeInfo,
     Reason,
     Record,
@@ -235,7 +238,8 @@ DATA = [
     Schedule("id", {}, None, "@daily", "UTC", "all", "skip", 0.0, None, None, None, False),
     NodeInfo("id", "incarnation", "host", 1, 1.5, 2.5, True),
     Stats(1, 2, 3, 4.5, 5, 6, False, {"posted": 1}, (1, 2)),
-    Cleared(5, 1, 2),
+    Cleared(5, 1, 2), DueCount(1.5, 2), InFlight("id", "node", "inc", 1, 1.5, 2.5, 3.5, False),
+    Minute(1.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0.5, None),
     Health(True, True, False, 1.5, 2.5, 0, 0, None),
 ]  # fmt: skip
 

@@ -181,7 +181,9 @@ class TestDatetimes:
                     found.add(f"{name}.{field}")
                     assert isinstance(getattr(kind, f"{field}_at"), property), f"{name}.{field}"
         assert {"Event.due", "Event.nominal", "Record.due", "DeadLetter.died", "NodeInfo.joined",
-                "Schedule.due", "Schedule.last"} == found  # fmt: skip
+                "Schedule.due", "Schedule.last", "Record.expires", "DueCount.begins",
+                "InFlight.due", "InFlight.claimed", "InFlight.lease_ends", "Minute.begins",
+                } == found  # fmt: skip
 
     @given(st.integers(0, LATEST_US))
     @example(LATEST_US)

@@ -9,7 +9,7 @@ import pytest
 
 from dtimer import DTimer
 from dtimer.store import acl, scripts
-from dtimer.store.namespace import SCHEMA
+from dtimer.store.namespace import PREVIOUS, SCHEMA
 from dtimer.store.scripts import header, load, texts, verb, verbs
 
 VERBS = verbs()
@@ -81,7 +81,8 @@ class TestLoading:
 
     def test_scripts_and_package_have_the_same_schema_version(self):
         """A script of another version would misread the stored data."""
-        assert f"local SCHEMA = '{SCHEMA}'\n" in texts()["parts/prelude"]
+        line = f"local SCHEMA, PREVIOUS = '{SCHEMA}', '{PREVIOUS}'\n"
+        assert line in texts()["parts/prelude"]
 
     def test_a_caller_with_other_arguments_fails_when_its_module_loads(self, monkeypatch):
         """The caller passes by position, so a name that differs means a wrong argument."""

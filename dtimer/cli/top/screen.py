@@ -103,7 +103,7 @@ def draw(frame: Frame, width: int, height: int, note: str = "", *, encoding: str
     parts: list[Any] = [title, Text(note, "bold red", no_wrap=True), grid, rates, ""]
     rows = []
     for node in frame.nodes[:most_nodes]:
-        id, state, heard, host, pid, _ = node_cells(node, True)
+        id, state, heard, host, pid, *_ = node_cells(node, True)
         held = frame.held.get(node.incarnation, 0)
         rows.append([id, str(held), _share(frame, held), state, heard, host, pid])
     if rows:

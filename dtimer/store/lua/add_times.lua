@@ -3,6 +3,7 @@
 -- Kind      idempotent
 -- Roles     node
 -- Uses      types wake events schedule
+-- Commands  hget
 --
 -- Arguments
 --   schedule     its name
@@ -14,6 +15,7 @@
 --
 -- Returns   1 if they were added, else 0
 local wrong = check_types(DUE, BODY, SYS, TEMPLATES, STATES, ROSTER, EXPECTED)
+  or check_version(redis.call('HGET', SYS, 'v'))
 if wrong then return wrong end
 
 local state = schedules().read_state(schedule)

@@ -4,7 +4,7 @@
 -- Kind      idempotent
 -- Roles     node
 -- Uses      types
--- Commands  hmget zadd zrem zscore
+-- Commands  hget hmget zadd zrem zscore
 --
 -- Arguments
 --   lease      its new length in µs, from now. With a leading '+', a lease that lasts longer is
@@ -15,6 +15,7 @@
 -- Returns   one character for each: 1 renewed, c renewed but cancelled meanwhile, 0 not held under
 --           this token any more
 local wrong = check_types(DUE, LEASE)
+  or check_version(redis.call('HGET', SYS, 'v'))
 if wrong then return wrong end
 
 -- Let Redis accept the later writes if it is out of memory (parts/types.lua).

@@ -7,12 +7,12 @@
 --
 -- Arguments
 --   node          the node's incarnation
---   description   its id, host and pid, as JSON
+--   description   what it says about itself, as JSON
 --   silent_after  number: how long a silent node is remembered, in µs
---   update        1 to update the JSON of a registered node, and not to register a new one
 --
 -- Returns   how many nodes there are
 local wrong = check_types(DUE, SYS, NODES, ALIVE, ROSTER, EXPECTED)
+  or check_version(redis.call('HGET', SYS, 'v'))
 if wrong then return wrong end
 
 -- Let Redis accept the later writes if it is out of memory (parts/types.lua).
@@ -31,12 +31,8 @@ if #silent > 0 then
   local earliest = first_due()
   if earliest then wake_next(earliest, 0) end
 end
-local registration = redis.call('HGET', NODES, node)
-if update == '1' and not registration then return redis.call('ZCARD', ALIVE) end
--- A node that only updates its JSON keeps its time of joining.
-local joined = registration and registration:match('^%d+') or digits(NOW)
-redis.call('HSET', NODES, node, joined .. '|' .. description)
--- Only its claims update the time of a registered node. If the server loses the last claim, the
--- node detects the rollback by this time.
-if update ~= '1' then redis.call('ZADD', ALIVE, digits(NOW), node) end
+-- A node that registers again keeps its time of joining.
+local joined = string.match(redis.call('HGET', NODES, node) or '', '^%d+') or digits(NOW)
+redis.call('HSET', NODES, node, write_registration(joined, description))
+redis.call('ZADD', ALIVE, digits(NOW), node)
 return redis.call('ZCARD', ALIVE)

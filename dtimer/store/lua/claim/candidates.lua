@@ -20,7 +20,7 @@ if earliest and earliest <= NOW + ahead then
   local pause, version, token = unpack(redis.call('HMGET', SYS, 'paused', 'v', 'token'))
   -- Events that another version of dtimer has stored are not claimed. The node tries to register
   -- again, and that is refused with the reason.
-  local foreign = version and version ~= SCHEMA
+  local foreign = check_version(version) ~= nil
   known = known and not foreign
   paused, last_token = foreign or pause == '1', tonumber(token or '0') or 0
   unclaimed = nil

@@ -20,6 +20,17 @@
 -- lease     '<token>,<attempt>,<due>,<flags>,<incarnation>'. The flags are 'c' for cancelled, and
 --           's' for an occurrence
 -- letter    '<attempt>,<reason>,<length of error>|<error><body>', a dead letter
+-- node      '<joined>,<version>|<JSON>', the registration of a node: when it joined, in µs, the latest
+--           version of the stored forms that it knows, and its description. The JSON has id, host, pid, version (of dtimer) and threads (how many it may have). It has used,
+--           deaf, stuck, restarts, rss (bytes) and rtt (µs) if they are not zero
+-- hour      '<hour>;<row>...', the history of one hour: its number since the epoch, and rows
+-- row       '<minute>,<minutes>,<posted>,<started>,<confirmed>,<retried>,<died>,<scheduled>,
+--           <in flight>,<overdue>,<dead>,<p50>,<p99>;'. The minute is that of the hour. <minutes> is
+--           for how many minutes the first five numbers count. p50 and p99 are the buckets of
+--           lateness up to which half and 99 % of the deliveries are counted; -1 for none
+-- end       '<minute>;<totals>;<late>', the end of the history: the minute in which the last row was
+--           written, since the epoch, and the totals and the buckets of lateness at that time, each
+--           joined by ','
 --
 -- A script has those of these functions that it needs (dtimer/store/scripts.py), because creating
 -- one takes half a percent of a claim. They take and return single values: a table for each event
@@ -145,4 +156,78 @@ end
 local function body_of_letter(letter)
   local length, start = string.match(letter, '^%d+,[%w_]+,(%d+)|()')
   return length and string.sub(letter, start + tonumber(length)) or ''
+end
+
+-- Return an error reply if this dtimer does not know the version of the namespace, else nil. Every
+-- script that writes calls this before its first write: an older version would misread the data of a
+-- later one.
+local function check_version(version)
+  if version and version ~= SCHEMA and version ~= PREVIOUS then
+    return redis.error_reply('DTSCHEMA the namespace has the schema version ' .. version
+      .. ', and this dtimer knows version ' .. SCHEMA .. ': upgrade it')
+  end
+end
+
+-- Return the registration of a node.
+local function write_registration(joined, description)
+  return joined .. ',' .. SCHEMA .. '|' .. description
+end
+
+-- In µs.
+local MINUTE = 60000000
+
+-- Return the fields of the totals that the history counts. Their sums are the counts of a row, and
+-- that of dead letters has one for each reason.
+local function history_totals()
+  local fields = {'n:posted', 'n:started', 'n:confirmed', 'n:retried'}
+  for reason in string.gmatch(REASONS .. 'other', '%S+') do
+    fields[#fields + 1] = 'n:' .. died_total(reason)
+  end
+  return fields
+end
+
+-- Return the end of the history.
+local function write_history_end(minute, totals, late)
+  local texts = {{}, {}}
+  for i, total in ipairs(totals) do texts[1][i] = digits(total) end
+  for i, count in ipairs(late) do texts[2][i] = digits(count) end
+  return digits(minute) .. ';' .. table.concat(texts[1], ',') .. ';' .. table.concat(texts[2], ',')
+end
+
+-- Return the minute of the last row, the totals and the buckets of lateness; nil if there is none or
+-- dtimer has not written it.
+local function parse_history_end(text)
+  local minute, totals, late = string.match(text or '', '^(%d+);([%d,]*);([%d,]*)$')
+  if not minute or #minute > 12 or #text > 4000 then return nil end
+  local numbers = {{}, {}}
+  for total in string.gmatch(totals, '%d+') do numbers[1][#numbers[1] + 1] = tonumber(total) end
+  for count in string.gmatch(late, '%d+') do numbers[2][#numbers[2] + 1] = tonumber(count) end
+  return tonumber(minute), numbers[1], numbers[2]
+end
+
+-- Return the bucket up to which a share of the counts is counted; -1 if there are none.
+local function share_below(counts, share)
+  local all, seen = 0, 0
+  for _, count in ipairs(counts) do all = all + count end
+  if all == 0 then return -1 end
+  for i, count in ipairs(counts) do
+    seen = seen + count
+    if seen >= share * all then return i - 1 end
+  end
+end
+
+-- Return the history of an hour with one more row. `grown` has what the totals have grown by, and
+-- `present` has the rest of the row. An hour of another day is replaced, and so are too many rows:
+-- they come of a clock that was set back.
+local function add_history_row(text, hour, minute, minutes, grown, present)
+  local died = 0
+  for i = 5, #grown do died = died + grown[i] end
+  local row = {minute % 60, math.min(math.max(minutes, 1), 1440)}
+  for i = 1, 4 do row[#row + 1] = grown[i] end
+  row[#row + 1] = died
+  for _, number in ipairs(present) do row[#row + 1] = number end
+  for i, number in ipairs(row) do row[i] = digits(number) end
+  local begin = digits(hour) .. ';'
+  local kept = text and #text < 20000 and string.sub(text, 1, #begin) == begin and text or begin
+  return kept .. table.concat(row, ',') .. ';'
 end

@@ -12,11 +12,14 @@
 --   tries     hash: id -> how often it was started, for events that wait for a retry
 --   dead      hash: id -> its dead letter
 --   graves    sorted set: id -> when it became a dead letter, in µs
---   sys       hash: v (schema), born (random mark of the namespace), token (the last one
---             issued), paused, totals
---   memo_a, memo_b  hashes: session -> '<seq>:<result>' of its last operation: memo_a of the
---             current period, memo_b of the period before (parts/session.lua)
---   nodes     hash: incarnation -> '<joined µs>|<id, host and pid as JSON>'
+--   sys       hash: v (the version of the stored forms), born (random mark of the namespace),
+--             token (the last one issued), paused, heard:<version> (when the last node of a version
+--             left), n:<total>, n:late:<bucket> (how late events were claimed), history:<hour of
+--             the day> and history:end
+--   memo_a    hash: session -> '<seq>:<result>' of its last operation in the current period, w (when
+--             it began) and v (as in sys) (parts/session.lua)
+--   memo_b    hash: the same of the period before
+--   nodes     hash: incarnation -> its registration
 --   alive     sorted set: incarnation -> when it last claimed, in µs
 --   roster    sorted set: incarnation -> its place among the nodes with free handler threads
 --             (parts/wake.lua)
@@ -40,8 +43,11 @@ if not NOW then
   NOW = t[1] * 1000000 + t[2]
 end
 
--- The version of the stored formats (dtimer/store/namespace.py says when to raise it).
-local SCHEMA = '2'
+-- The latest version of the stored forms that this dtimer knows, and the one before, which it knows,
+-- too (dtimer/store/namespace.py says when to raise them). VERSION is that of the namespace, in which
+-- everything is written; a script of `Kind once` knows it after `recall`.
+local SCHEMA, PREVIOUS = '2', '2'
+local VERSION
 
 -- Format a whole number without the exponent that Lua gives to large ones. One %.0f takes as long
 -- as a Redis command, and %d takes a fifth of that. But %d is only correct for large numbers if a

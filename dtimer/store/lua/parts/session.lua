@@ -26,13 +26,23 @@ local session_name, operation_seq = string.match(OPERATION, '^(.+):(%d+)$')
 -- The time in the field w of MEMO_A.
 local results_since
 
+-- Whether MEMO_A has the version of the namespace in its field v. So comparing the version costs an
+-- operation no command of its own. A script that changes the version changes this field, too.
+local has_version
+
 -- A script of `Kind once` calls this first, and ends with `remember`.
 -- Return the result if this operation was done before, else nil. The second result is an error
--- reply if the session has done a later operation.
+-- reply if the session has done a later operation, or if the version of the namespace is not known.
 local function recall()
-  if not session_name then return nil end
-  local here = redis.call('HMGET', MEMO_A, 'w', session_name)
-  results_since = here[1]
+  if not session_name then
+    VERSION = redis.call('HGET', SYS, 'v')
+    return nil, check_version(VERSION)
+  end
+  local here = redis.call('HMGET', MEMO_A, 'w', session_name, 'v')
+  results_since, has_version = here[1], here[3]
+  VERSION = has_version or redis.call('HGET', SYS, 'v')
+  local wrong = check_version(VERSION)
+  if wrong then return nil, wrong end
   local last = here[2] or redis.call('HGET', MEMO_B, session_name)
   if not last then return nil end
   local seq, result = string.match(last, '^(%d+):(.*)$')
@@ -54,5 +64,7 @@ local function remember(result)
   else
     if results_since and age > 0 then redis.call('RENAME', MEMO_A, MEMO_B) end
     redis.call('HSET', MEMO_A, 'w', digits(NOW), session_name, last)
+    has_version = false
   end
+  if not has_version and VERSION then redis.call('HSET', MEMO_A, 'v', VERSION) end
 end
