@@ -6,7 +6,7 @@ import pytest
 from peers import LEASE, Peer, definition, post
 
 from dtimer import Cancelled, Cleared
-from dtimer.model.claims import Outcome, Settlement, Verdict
+from dtimer.model.claims import Outcome, Renewal, Settlement, Verdict
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ class TestEventsInFlight:
         for verdict in Verdict:
             settlement = Settlement(claim.id, claim.token, verdict, 0, "why", "failed")
             assert [Outcome.STALE] == node.claim_reply(0, settlement).results
-        assert [False] == store.claims.extend([(claim.id, claim.token)], LEASE * 1000)
+        assert [Renewal.LOST] == store.claims.extend([(claim.id, claim.token)], LEASE * 1000)
         assert store.peek(claim.id) is None
 
     def test_they_are_not_claimed_again(self, store, filled, now):

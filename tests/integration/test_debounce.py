@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dtimer import DTimer, OptionError
-from dtimer.model.claims import Outcome
+from dtimer.model.claims import Outcome, Settlement, Verdict
 from dtimer.store.format import Entry, write_body
 from dtimer.testing import Clock
 
@@ -152,6 +152,16 @@ class TestNewWait:
         post(store, delay=0)
         (claim,) = node.claim()
         assert Outcome.DONE is node.fail(claim, wait=60_000)
+        now.tick(10_000)
+        post(store)
+        assert 5_000 == due_in(store, now)
+
+    def test_begins_after_a_snooze(self, store, now, node):
+        """An event that was snoozed has started, although the attempt does not count."""
+        post(store, delay=0)
+        (claim,) = node.claim()
+        snooze = Settlement(claim.id, claim.token, Verdict.SNOOZE, 60_000_000)
+        assert [Outcome.DONE] == node.claim_reply(0, snooze).results
         now.tick(10_000)
         post(store)
         assert 5_000 == due_in(store, now)
