@@ -36,6 +36,10 @@ class Connectivity:
         #: Why the last claim failed; None if it was answered.
         self.error: Exception | None = None
 
+    def expect_first(self) -> None:
+        """Let `tried` stand for the claims that follow, and not for earlier tries."""
+        self.tried = Flag()
+
     def answered(self) -> None:
         """Record that a claim was answered and its reply applied."""
         self._pause = _FIRST_PAUSE

@@ -83,9 +83,14 @@ class HandlerPool:
         self._announcements.announce("error", error)
 
     def start(self) -> None:
-        """Start all threads now, because Python starts none once the interpreter is ending."""
+        """
+        Start all threads now, because Python starts none once the interpreter is ending.
+
+        May be called again if it raised, and then starts those that are missing.
+        """
         for thread in self.threads:
-            thread.start()
+            if not thread.started:
+                thread.start()
 
     def run(self, batch: list[Lease]) -> None:
         """Have a free thread run *batch*. Does not wait for it."""

@@ -336,11 +336,13 @@ class Health:
         handlers: How many handlers are running.
         stuck: How many of these have run longer than ``max_run``.
         error: The last error of Redis or of a thread of the node, or a text that says that the
-            connection is too slow for the claimed events; None if all is well.
+            connection is too slow for the claimed events; None if all is well. While the node
+            joins, why it has not joined yet.
         restarts: How often a thread was restarted after an unexpected exception.
         listening: False while ``'event'`` has no listener. The node then claims nothing.
         dropped: How many emissions other than ``'event'`` were dropped because listeners were
             10 000 behind. Dead letters are not lost by this: ``dead()`` still returns them.
+        joining: True while ``join(wait=False)`` keeps trying, and during any other `join`.
     """
 
     ok: bool
@@ -354,10 +356,11 @@ class Health:
     restarts: int = 0
     listening: bool = True
     dropped: int = 0
+    joining: bool = False
 
     def __repr__(self) -> str:
         words = ["ok"] if self.ok else ["not ok"]
-        words += [] if self.joined else ["not joined"]
+        words += [] if self.joined else ["joining" if self.joining else "not joined"]
         words += ["deaf"] if self.deaf else []
         words += [] if self.listening else ["not listening"]
         ages = {"claim_age_ms": self.claim_age_ms, "heard_age_ms": self.heard_age_ms}

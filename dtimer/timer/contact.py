@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from dtimer import log as messages
 from dtimer.engine.ports import Announcements
@@ -20,12 +21,20 @@ class Contact:
         store: Provides the address and the namespace for messages.
         announcements: Emits the reports.
         log: The node's log.
+        on_answer: Called when Redis answers a claim for the first time, or again.
     """
 
-    def __init__(self, store: Store, announcements: Announcements, log: Log) -> None:
+    def __init__(
+        self,
+        store: Store,
+        announcements: Announcements,
+        log: Log,
+        on_answer: Callable[[], None] = lambda: None,
+    ) -> None:
         self._store = store
         self._log = log
         self._announcements = announcements
+        self._on_answer = on_answer
         #: When the last reply to a claim was received, on the monotonic clock.
         self.answered: float | None = None
         self._reachable = True
@@ -51,6 +60,7 @@ class Contact:
                 self._log.add(messages.OUTAGE_ENDED, lasted, self._store.server.source.address)
             self._announcements.announce("connected")
             self._reachable = True
+            self._on_answer()
         else:
             began, what = messages.OUTAGE_BEGAN, "does not answer"
             if claim_answered:

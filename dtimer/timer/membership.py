@@ -72,11 +72,12 @@ class Membership:
         if self.node is not None:
             self.node.max_events = value
 
-    def join(self, leaves: int) -> None:
+    def join(self, leaves: int, *, wait: bool) -> None:
         """
         See `DTimer.join`.
 
         Args:
+            wait: Whether to wait until the node has joined.
             leaves: `leaves` when the caller began. If it has grown meanwhile, a signal handler has
                 interrupted the call and called leave().
         """
@@ -87,17 +88,22 @@ class Membership:
                 with self._joining:
                     node = self.node
                     if node is None or node.ended:
-                        node = self._begin(leaves)
+                        node = self._begin(leaves, wait=wait)
                         break
                 if not node.leaving:
-                    return
+                    if node.begun or not wait:
+                        return
+                    break
             # Without the lock, because a handler that still runs may call leave itself.
             if not node.wait(None):
                 raise UsageError("join() was called by a handler while its node leaves")
+        # Without the lock, because this wait must not delay a leave.
+        if wait:
+            node.await_start()
         if node.leaving:
             node.wait(None)
 
-    def _begin(self, leaves: int) -> Node:
+    def _begin(self, leaves: int, *, wait: bool) -> Node:
         if reason := fork.why_no_node():
             raise UsageError(f"no node can join in this process: {reason}")
         if self._finalizer is not None:
@@ -106,7 +112,8 @@ class Membership:
         # Assigned before the start, so that a leave() that interrupts the start finds it.
         self.node = node
         try:
-            node.start(leaving=self.leaves != leaves)
+            begin = node.start if wait else node.start_soon
+            begin(leaving=self.leaves != leaves)
             self._finalizer = weakref.finalize(self, _end_forgotten, node, self._id)
             self._finalizer.atexit = False
             # The option may have been set during the start. Setting it also rings the bell, in case

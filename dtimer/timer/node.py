@@ -6,7 +6,6 @@ If the timer joins again, it creates a new node, with a new incarnation, threads
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Collection
 
@@ -24,13 +23,14 @@ from dtimer.model.ids import incarnation
 from dtimer.model.options import Options
 from dtimer.model.records import Health
 from dtimer.store.store import Store
-from dtimer.timer import preflight
 from dtimer.timer.announcer import Announcer
 from dtimer.timer.contact import Contact
 from dtimer.timer.health import examine
+from dtimer.timer.joiner import Joiner
 from dtimer.timer.ledger import Ledger
 from dtimer.timer.node_store import NodeStore
 from dtimer.timer.presence import PATIENCE, Presence
+from dtimer.timer.registration import Registration
 from dtimer.timer.reports import Reports
 from dtimer.timer.weak import TimerCalls
 
@@ -55,8 +55,10 @@ class Node:
         self._store = store
         self._timer = timer
         self._end = Flag()
-        # The thread that runs start(), which cannot wait for the end meanwhile.
+        # The thread that runs start() or start_soon(), which cannot wait for the end meanwhile.
         self._starter: int | None = threading.get_ident()
+        # True until start() has ended, which may run on the joiner's thread.
+        self._starting = True
         #: Whether the start has succeeded, and whether a stop was requested.
         self.begun: bool = False
         self.leaving: bool = False
@@ -66,8 +68,8 @@ class Node:
         self._presence = Presence(id, timer, self._log, options.concurrency)
         self._node_store = NodeStore(store, self.incarnation, self._presence, options)
         self.bell: Bell = Bell()
-        self._registered = False
-        self._contact = Contact(store, self._callbacks, self._log)
+        self._registration = Registration(self.incarnation, store, self._node_store, self._log)
+        self._contact = Contact(store, self._callbacks, self._log, self._answered)
         self._listener = Listener(
             f"dtimer-listener-{id}",
             store=self._node_store,
@@ -88,13 +90,20 @@ class Node:
             announcements=self._callbacks,
             log=self._log,
         )
+        self._joiner = Joiner(
+            f"dtimer-joiner-{id}",
+            lambda: self.start(leaving=self.leaving),
+            self._seat.connectivity,
+            self._callbacks,
+        )
         self._dispatcher = Dispatcher(f"dtimer-{id}", self._seat, timer, self)
         self._reports = Reports(
             store,
             self.incarnation,
             self._presence,
             self._callbacks,
-            health=lambda: None if self.leaving else self.health(),
+            # A node that is still joining is not registered, so it has nothing to report.
+            health=lambda: self.health() if self.begun and not self.leaving else None,
             answers=lambda: self._seat.connectivity.error is None,
             history=options.history,
         )
@@ -127,6 +136,29 @@ class Node:
 
     # Beginning
 
+    def start_soon(self, *, leaving: bool) -> None:
+        """
+        Begin `start` on a thread of its own, where each step is repeated until it succeeds.
+
+        Raises:
+            RuntimeError: the process can start no more threads.
+        """
+        if leaving or self.leaving:
+            self.start(leaving=True)
+            return
+        self._joiner.start()
+        self._starter = None
+
+    def await_start(self) -> None:
+        """
+        Wait until a node that `start_soon` has begun is joined, or has failed to join.
+
+        Raises:
+            StoreError: Redis does not answer. The node keeps trying.
+        """
+        if self.joining:
+            self._joiner.wait(self._options.timeout / 1e6)
+
     def start(self, *, leaving: bool) -> None:
         """
         Register, subscribe, and wait for the first claim. If *leaving* is true, only end the node.
@@ -141,11 +173,16 @@ class Node:
                 # Never set to False here: an interrupting signal handler may have called leave().
                 self.leaving = True
             # First the thread that writes the log: registering may log warnings.
-            steps = self._callbacks.start, self._register, self._start_threads, self._first_claim
+            steps = (
+                self._callbacks.start,
+                *self._registration.steps,
+                self._start_threads,
+                self._first_claim,
+            )
             for step in steps:
                 if self.leaving:
                     break
-                step()
+                self._joiner.take(step, lambda: self.leaving, lambda: self._claimer.started)
             if self.leaving and not self._claimer.started:
                 self.on_stopped()
         except BaseException:
@@ -157,12 +194,16 @@ class Node:
                 self.on_stopped()
             raise
         finally:
-            self._starter = None
+            self._starter, self._starting = None, False
         if not self.leaving:
             self.begun = True
             self._log.joined()
             self._callbacks.announce("ready")
             self._reports.look_in(PATIENCE)
+
+    def _answered(self) -> None:
+        # The joiner may wait for this.
+        self._joiner.wake()
 
     def listened(self, *, added: bool) -> None:
         """Record that a listener of ``'event'`` was added or, if not *added*, removed."""
@@ -170,33 +211,22 @@ class Node:
         if not added or not self._presence.listening:
             self._reports.look_in(0.0 if added else PATIENCE)
 
-    def _register(self) -> None:
-        preflight.check_server(self._store, self._log)
-        # Set before the call. An exception from a signal handler may come right after the call,
-        # and the registration must then be removed.
-        self._registered = True
-        try:
-            self._node_store.register()
-        except StoreError as e:
-            self._registered = False
-            if self._store.needs_operator(e):
-                # Report all missing permissions at once, not just the first that was refused.
-                preflight.check_permissions(self._store, self._log)
-            raise
-        preflight.check_permissions(self._store, self._log)
-
     def _start_threads(self) -> None:
         # A test's clock rings the bell when the test advances it.
         if attach := getattr(self._options.now, "attach", None):
             attach(self.bell.ring)
         self._dispatcher.pool.start()
-        self._listener.start()
+        if not self._listener.started:
+            self._listener.start()
         # Subscribe before the first claim, or a wake between the two would be missed. If the
         # subscription fails, the node polls, and reports that.
         self._listener.tried.wait(2 * self._options.timeout / 1e6)
 
     def _first_claim(self) -> None:
-        self._claimer.start()
+        # The joiner may take this step again.
+        if not self._claimer.started:
+            self._seat.connectivity.expect_first()
+            self._claimer.start()
         if self.leaving:
             # The stop was requested before the thread existed, and had no effect on it.
             self._claimer.stop()
@@ -224,7 +254,8 @@ class Node:
         # Set this after the request. In the other order, a signal handler between the two lines
         # could call join(), which would wait for ever.
         self.leaving = True
-        if self._starter is not None:
+        self._joiner.wake()
+        if self._starting:
             self._claimer.stop_within(None)  # The thread may have been started meanwhile.
         else:
             self.abort()
@@ -232,10 +263,12 @@ class Node:
     def abort(self) -> None:
         """End a node whose start was interrupted. Does not wait for a claimer that has started."""
         # Without this, `DTimer.leave` and the next join would wait for ever.
-        self._starter, self.leaving = None, True
+        self._starter, self._starting, self.leaving = None, False, True
         if self._claimer.started:
             if not self._claimer.stopping:
                 self._claimer.stop_within(0)
+        elif self._joiner.started:
+            self._joiner.wake()
         elif not self.ended:
             self.on_stopped()
 
@@ -246,17 +279,13 @@ class Node:
         Returns at once on a thread of the node, and on the thread that runs `start`: the node
         ends only after these have returned.
         """
-        own = (self._claimer, self._dispatcher.pool, self._callbacks, self._listener)
+        own = (self._claimer, self._dispatcher.pool, self._callbacks, self._listener, self._joiner)
         if self._starter == threading.get_ident() or any(part.current for part in own):
             return self._end.is_set()
         return self._end.wait(timeout)
 
     def _deregister(self) -> None:
-        if self._registered and self._seat.connectivity.error is None:
-            # If Redis does not answer, the registration expires by itself.
-            with contextlib.suppress(StoreError):
-                self._store.leave(self.incarnation)
-        self._registered = False
+        self._registration.remove(answered=self._seat.connectivity.error is None)
 
     def on_stopped(self) -> None:
         """Stop all other threads. Runs last on the claimer's thread, or on the caller's if none."""
@@ -271,6 +300,10 @@ class Node:
             # After the deadline some handlers may still run. All other handler threads end now.
             self._dispatcher.pool.join_idle(max(1.0, self._options.timeout / 1e6))
             self._callbacks.join(1.0)
+            # The joiner may wait for a claim that is not made any more.
+            self._seat.connectivity.tried.set()
+            self._joiner.wake()
+            self._joiner.join(self._options.timeout / 1e6)
             # Last, because listeners may post until the callback thread has ended.
             self._store.release()
         finally:
@@ -309,6 +342,11 @@ class Node:
         """True when the node has ended."""
         return self._end.is_set()
 
+    @property
+    def joining(self) -> bool:
+        """True from the beginning of the start until it has succeeded, or the node leaves."""
+        return not (self.begun or self.leaving or self.ended)
+
     def health(self) -> Health:
         """See `DTimer.health`."""
         return examine(
@@ -316,5 +354,7 @@ class Node:
             self._seat,
             self._callbacks,
             self._dispatcher,
+            self._joiner,
+            joined=self.begun,
             listening=self._timer.listens(),
         )

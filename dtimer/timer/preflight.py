@@ -14,8 +14,8 @@ from dtimer.store import acl
 from dtimer.store.store import Store
 
 
-def check_server(store: Store, log: Log) -> None:
-    """Warn if the server may lose events or will reject posts."""
+def check_server(store: Store, log: Log) -> bool:
+    """Warn if the server may lose events or will reject posts; return False if it does not say."""
     about = store.server.info()
     policy = about.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -25,6 +25,7 @@ def check_server(store: Store, log: Log) -> None:
     version = about.get("redis_version", "7").split(".")
     if version[0].isdigit() and [int(n) for n in version[:2] if n.isdigit()] < [6, 2]:
         log.add(messages.OLD_SERVER, ".".join(version))
+    return bool(about)
 
 
 def check_permissions(store: Store, log: Log) -> None:
@@ -35,10 +36,20 @@ def check_permissions(store: Store, log: Log) -> None:
         StoreError: a permission that the node needs is missing. The message names it, and the
             ACL rule that grants it.
     """
+    for m in require_permissions(store):
+        log.add(messages.REFUSED, m.text, m.rule)
+
+
+def require_permissions(store: Store) -> list[acl.Missing]:
+    """
+    Return the missing permissions that a node can do without.
+
+    Raises:
+        StoreError: see `check_permissions`.
+    """
     missing = list(acl.missing(store.server.permissions(), store.ns))
     if fatal := [m for m in missing if m.fatal]:
         rule = " ".join(m.rule for m in fatal)
         missing_texts = "; ".join(m.text for m in fatal)
         raise StoreError(f"Redis refuses this client: {missing_texts} (ACL SETUSER <user> {rule})")
-    for m in missing:
-        log.add(messages.REFUSED, m.text, m.rule)
+    return missing

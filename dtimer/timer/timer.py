@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from dtimer import log
-from dtimer.errors import StateRollback
+from dtimer.errors import StateRollback, StoreError
 from dtimer.model.arguments import RedisClient
 from dtimer.model.event import Event
 from dtimer.model.ids import check_node
@@ -108,7 +108,9 @@ class DTimer(Client, TimerEmitter):
         self._membership.max_events = validate({"max_events": value}).max_events
 
     def __repr__(self) -> str:
-        return f"<DTimer {self._id!r} of {self.ns!r}, {'' if self.joined else 'not '}joined>"
+        node = self._node
+        otherwise = "joining" if node is not None and node.joining else "not joined"
+        return f"<DTimer {self._id!r} of {self.ns!r}, {'joined' if self.joined else otherwise}>"
 
     # Joining and leaving
 
@@ -118,15 +120,23 @@ class DTimer(Client, TimerEmitter):
         self._notice_fork()
         return self._membership.joined
 
-    def join(self) -> None:
+    def join(self, wait: bool = True) -> None:
         """
         Start receiving. Returns when the node is registered and has made its first claim.
 
         Joining again changes nothing. A forked child has not joined, and may join. If a signal
         handler interrupts this call and calls `leave`, the node has left when this returns.
 
+        Args:
+            wait: If false, return at once, and join in the background as soon as Redis answers.
+                Until then `health` says ``joining``, with the error. A failure is emitted once an
+                outage, as ``'disconnected'`` and ``'error'``; ``'ready'`` when the node has
+                joined. `leave` ends the attempts. A later ``join()`` awaits the next of them, and
+                raises its error; the attempts go on. If another thread is in ``join()``, or the
+                node still leaves, this call waits for that first.
+
         Raises:
-            StoreError: Redis does not answer. No thread is left running.
+            StoreError: Redis does not answer. No thread is left running. Not with *wait* false.
             NamespaceCorrupt: the namespace contains keys that dtimer has not written.
             UsageError: called by a handler of this node while it leaves, or in a process that
                 cannot run a node: uWSGI before it forks or without threads, eventlet, gevent
@@ -135,7 +145,7 @@ class DTimer(Client, TimerEmitter):
         # First, so that each later leave() of a signal handler counts.
         leaves = self._membership.leaves
         self._notice_fork()
-        self._membership.join(leaves)
+        self._membership.join(leaves, wait=wait)
 
     def leave(self, timeout: Duration | None = None) -> None:
         """
@@ -169,34 +179,53 @@ class DTimer(Client, TimerEmitter):
     ) -> None:
         self.leave()
 
-    def run(self) -> None:
+    def run(self, drain: Duration | None = None) -> None:
         """
         Join, block until SIGINT or SIGTERM, and leave: the body of a worker script.
 
-        After the first signal, running handlers finish. A second signal ends the wait: their events
-        are retried, the attempt charged, and the signal's previous handler is called after the
-        node has left. A SIGINT that was ignored before, as in a shell's background job, stays
-        ignored. On a thread other than the main thread no signal is caught, and this call returns
-        when another thread calls `leave`.
+        If Redis does not answer at the start, this call raises: systemd, or another supervisor,
+        restarts the process. After the first signal, running handlers finish. A second signal
+        ends the wait: their events are retried, the attempt charged, and the signal's previous
+        handler is called after the node has left. A SIGINT that was ignored before, as in a
+        shell's background job, stays ignored. On a thread other than the main thread no signal is
+        caught, and this call returns when another thread calls `leave`.
+
+        Args:
+            drain: How long running handlers may take after the first signal; None for no limit.
+                Choose a little less than the time after which your supervisor kills the process.
+                See `leave`.
+
+        Raises:
+            OptionError: *drain* is not a valid duration.
+            StoreError: see `join`, also for its other errors.
         """
+        if drain is not None:
+            duration_us(drain, "drain")
         signals = Signals(self._membership.stop_waiting)
         try:
             # Before the join, because a signal may come during it.
             signals.catch()
-            self.join()
+            try:
+                self.join()
+            except StoreError as e:
+                e.add_note(
+                    "run() does not wait for Redis: have a supervisor, such as systemd, restart"
+                    " this process. join(wait=False) waits."
+                )
+                raise
             while self.joined and not signals.wait(0.5):
                 pass
         finally:
             try:
                 signals.hurry_leave()
-                self.leave()
+                self.leave(drain)
             finally:
                 signals.put_back()
 
     def health(self) -> Health:
         """Return whether this node makes progress. Sends nothing to Redis, and never raises."""
         node = self._node
-        if node is None or not self.joined:
+        if node is None or not (self.joined or node.joining):
             return Health(False, False, False, None, None, 0, 0, None)
         return node.health()
 

@@ -125,6 +125,7 @@ FAULTS: dict[str, str] = {
     "F106": "nodes come and go by the hundreds",
     "F107": "the server is killed during a large script",
     "F108": "a reply takes longer to arrive than an attempt may last",
+    "F109": "Redis is down while a node joins",
 }
 
 #: Why a fault is not injected, by its number. The docs describe these faults as well.

@@ -275,10 +275,21 @@ class Handling(Program):
             raise MemoryError("injected")
 
     def join(self) -> None:
-        """Try to join until it succeeds, or until standard input ends."""
+        """
+        Join, or try until standard input ends.
+
+        Half of the time the timer tries in the background. It may then leave while it joins.
+        """
+        in_background = self.rng.random() < 0.5
         while not self.ended.is_set():
             try:
-                self.timer.join()
+                if in_background:
+                    self.timer.join(wait=False)
+                    self.listen(0.1)
+                    if not self.timer.joined:
+                        continue
+                else:
+                    self.timer.join()
             except StoreError:
                 self.listen(0.1)
             else:

@@ -17,6 +17,7 @@ _AHEAD = "tests/integration/test_look_ahead.py"
 _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
 _LIFECYCLE = "tests/integration/test_lifecycle.py"
+_JOINING = "tests/integration/test_joining.py"
 _MIDDLEWARE = "tests/integration/test_middleware.py"
 _SLOW = "tests/integration/test_slow_connections.py"
 _HOSTILE = "tests/integration/test_hostile.py"
@@ -582,8 +583,27 @@ MUTANTS = [
             "        self._joining = threading.RLock()\n        node, self.node"),
     _mutant("a leave within a join is lost",
             "timer/node.py", "tests/integration/test_interruptions.py",
-            "        self.leaving = True\n        if self._starter is not None:\n",
-            "        self.leaving = self._starter is None\n        if False:\n"),
+            "self.leaving = True\n        self._joiner.wake()\n        if self._starting:\n",
+            "self.leaving = not self._starting\n        if False:\n"),
+    _mutant("a join in the background ends with its first failure",
+            "timer/joiner.py", _JOINING,
+            "                self._rest(pause)\n", "                raise\n"),
+    _mutant("each try to join in the background is reported",
+            "timer/joiner.py", _JOINING,
+            "        if isinstance(error, StoreError):\n            return _PAUSE if claiming",
+            "        if isinstance(error, StoreError):\n"
+            '            self._announcements.announce("error", error)\n'
+            "            return _PAUSE if claiming"),
+    _mutant("join() does not wait for a join in the background",
+            "timer/membership.py", _JOINING,
+            "            node.await_start()\n", "            pass\n"),
+    _mutant("a leave does not end the pause of a join in the background",
+            "timer/node.py", _JOINING,
+            "        self.leaving = True\n        self._joiner.wake()\n",
+            "        self.leaving = True\n"),
+    _mutant("the drain of run() is ignored", "timer/timer.py",
+            "tests/integration/test_processes.py",
+            "                self.leave(drain)\n", "                self.leave()\n"),
     _mutant("a ring within a ring is left to the interrupted one", "engine/bell.py", _INTERRUPTIONS,
             "        if (pipe := self._pipe) is not None:\n            self._rung = True\n",
             "        if not self._rung and (pipe := self._pipe) is not None:\n"

@@ -23,16 +23,28 @@ from dtimer.timer.node import Node
 PATIENT = {"interval": 60_000, "timeout": LONGEST_CALL}
 
 #: Steps between the tried bytecodes: a call has some hundred to some thousand of them.
-STRIDES = {"post": 83, "post an id": 97, "cancel": 61, "join": 331, "leave": 29, "exit": 29}
+STRIDES = {
+    "post": 83,
+    "post an id": 97,
+    "cancel": 61,
+    "join": 331,
+    "join later": 67,
+    "leave": 29,
+    "exit": 29,
+}
+
+#: The calls that begin with a timer that has not joined.
+JOINS = ("join", "join later")
 
 
 def calls(timer):
-    """Return calls of *timer* by name; all but "join" require that it has joined."""
+    """Return calls of *timer* by name; all but `JOINS` require that it has joined."""
     return {
         "post": lambda: timer.post({"by": "outer"}, LATER),
         "post an id": lambda: timer.post({"by": "outer"}, LATER, id="tea"),
         "cancel": lambda: timer.cancel("egg"),
         "join": timer.join,
+        "join later": lambda: timer.join(wait=False),
         "leave": timer.leave,
         "exit": timer._at_exit,
     }
@@ -63,7 +75,7 @@ class TestSignalHandlers:
             timer.health()
 
         for n in each_bytecode(STRIDES[call]):
-            if call == "join":
+            if call in JOINS:
                 timer.leave()
             else:
                 timer.join()
@@ -83,6 +95,8 @@ class TestSignalHandlers:
                 timer.cancel(result)
             if call == "cancel":
                 assert Cancelled.CANCELLED is result, interruption.where
+            if call == "join later":
+                timer.join()
             assert timer.joined == (call not in ("leave", "exit")), interruption.where
             for id in (kept, "tea", "egg"):
                 timer.cancel(id)
@@ -93,27 +107,29 @@ class TestSignalHandlers:
         """A leave() during join() is not lost, and no two threads wait for each other."""
         with nothing_left(client):
             for n in each_bytecode(STRIDES[call]):
-                if call != "join":
+                if call not in JOINS:
                     timer.join()
                 interruption = Interruption(n, timer.leave)
                 interruption.during(calls(timer)[call])
                 if interruption.where is None:
                     break
                 # In the first bytecodes join() has not yet looked whether this thread leaves.
-                assert not timer.joined or (call == "join" and n < 13), interruption.where
+                assert not timer.joined or (call in JOINS and n < 13), interruption.where
                 timer.leave()
                 eventually(lambda: not threads())
             timer.leave()
         assert [] == timer.nodes()
         assert n >= 2 * STRIDES[call], "too few interruptions"
 
-    def test_a_join_within_a_join_starts_one_node(self, timer, client):
+    @pytest.mark.parametrize("call", JOINS)
+    def test_a_join_within_a_join_starts_one_node(self, timer, client, call):
         """A signal handler that joins during join() does not start a second node."""
         with nothing_left(client):
-            for n in each_bytecode(STRIDES["join"]):
+            for n in each_bytecode(STRIDES[call]):
                 interruption = Interruption(n, timer.join)
-                interruption.during(timer.join)
-                assert timer.joined
+                interruption.during(calls(timer)[call])
+                timer.join()
+                assert 1 == len(timer.nodes())
                 timer.leave()
                 eventually(lambda: not threads())
                 if interruption.where is None:
@@ -243,7 +259,7 @@ class TestReading:
 
 
 #: The same for the points at which the interpreter handles signals.
-POINTS = {"join": 23, "leave": 7, "exit": 7, "post an id": 11}
+POINTS = {"join": 23, "join later": 11, "leave": 7, "exit": 7, "post an id": 11}
 
 
 def returns(call):
@@ -265,7 +281,7 @@ class TestExceptions:
         """An exception at any bytecode leaves no thread, descriptor or connection behind."""
         with nothing_left(client):
             for n in each_bytecode(POINTS[call]):
-                if call != "join":
+                if call not in JOINS:
                     timer.join()
                 where, _ = ring_during(n, calls(timer)[call])
                 if where is None:

@@ -7,11 +7,12 @@ import signal
 import textwrap
 
 import pytest
+from proxy import Proxy
 from scripts import Script
 from servers import eventually
 from soundness import assert_sound
 
-from dtimer import State
+from dtimer import OptionError, State
 from dtimer.store.keys import Keys
 from dtimer.testing import Catch
 
@@ -69,8 +70,8 @@ def script(server, namespace, client):
     """A function: run a program in the test's namespace. The keys must agree afterwards."""
     programs = []
 
-    def run(text, **options):
-        programs.append(Script(server, namespace, HELPERS + textwrap.dedent(text), **options))
+    def run(text, at=server, **options):
+        programs.append(Script(at, namespace, HELPERS + textwrap.dedent(text), **options))
         return programs[-1]
 
     yield run
@@ -151,6 +152,28 @@ class TestSignals:
         with other_node:
             (ev,) = caught.next()
             assert (id, 2) == (ev.id, ev.attempt)
+
+    def test_the_drain_ends_the_wait_for_handlers(self, script, make, registered):
+        """A supervisor kills the process soon after SIGTERM. The node must have left by then."""
+        program = script("""
+            dt = gated(hang=True)
+            dt.run(drain=0)
+            say("over", dt.joined)
+        """)
+        poster = make("poster")
+        id = poster.post({})
+        assert_prints(program, f"begun {id} 1")
+        program.signal(signal.SIGTERM)
+        assert_ends(program, "over False")
+        assert (State.SCHEDULED, 1) == (poster.peek(id).state, poster.peek(id).attempt)
+        assert [] == registered()
+
+    def test_a_wrong_drain_is_refused_before_the_node_joins(self, make):
+        """Otherwise the mistake would show weeks later, when the process is stopped."""
+        timer = make()
+        with pytest.raises(OptionError, match="drain"):
+            timer.run(drain="soon")
+        assert not timer.joined
 
     def test_an_ignored_interrupt_stays_ignored(self, script, make):
         """A shell ignores SIGINT for a background job, because Ctrl-C is not meant for the job."""
@@ -304,6 +327,66 @@ class TestExit:
             say(sorted(t.name for t in threading.enumerate()))
         """)
         assert_ends(program, "['MainThread']")
+
+
+class TestJoining:
+    """Processes that exit or fork while a node joins in the background."""
+
+    @pytest.mark.fault("F67")
+    @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.blackhole, Proxy.heal])
+    def test_a_program_that_ends_while_joining_leaves_no_registration(
+        self, script, proxy, registered, fault
+    ):
+        """The exit waits neither for Redis nor for a pause, and no thread reports an error."""
+        fault(proxy)
+        program = script(
+            """
+            dt = timer()
+            dt.on("error", lambda error: None)
+            dt.join(wait=False)
+            say("over")
+            """,
+            at=proxy,
+        )
+        assert_ends(program, "over")
+        assert [] == registered()
+
+    @pytest.mark.fault("F62")
+    @pytest.mark.parametrize("fault", [Proxy.refuse, Proxy.blackhole])
+    def test_a_child_of_a_joining_process_has_not_joined(self, script, proxy, registered, fault):
+        """
+        A server may load the application, which joins, before it forks its workers. A worker does
+        not join by itself, and may join. The parent's node joins too.
+        """
+        fault(proxy)
+        program = script(
+            """
+            dt = timer(timeout=300, lease=600_000)
+            dt.on("error", lambda error: None)
+            dt.join(wait=False)
+            while not dt.health().error:
+                threading.Event().wait(0.005)
+
+            def child():
+                say(dt.joined, dt.health().joining, [t.name for t in threading.enumerate()])
+                heard()
+                dt.join()
+                say("child", dt.joined)
+                dt.leave()
+
+            forked(child)
+            while not dt.joined:
+                threading.Event().wait(0.005)
+            say("parent", len(dt.nodes()))
+            dt.leave()
+            """,
+            at=proxy,
+        )
+        assert_prints(program, "False False ['MainThread']")
+        proxy.heal()
+        program.tell()
+        assert_ends(program, "child True", "child 0", "parent 1")
+        assert [] == registered()
 
 
 class TestFork:
