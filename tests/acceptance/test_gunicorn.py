@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +14,7 @@ from pathlib import Path
 import pytest
 from pages import blocks
 from servers import PATIENCE, eventually
+from sites import ask
 
 import dtimer
 from dtimer.store.keys import Keys
@@ -72,7 +71,7 @@ control_socket_disable = True
 def pre_request(worker, request):
     from shop.timers import dt
 
-    assert dt.joined
+    assert dt.joined or dt.health().joining
 
 
 def on_exit(server):
@@ -80,19 +79,6 @@ def on_exit(server):
 
     dt.leave()
 """
-
-
-class Unix(http.client.HTTPConnection):
-    """An HTTP connection through a unix socket."""
-
-    def __init__(self, path):
-        super().__init__("localhost", timeout=PATIENCE)
-        self._path = path
-
-    def connect(self):
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(PATIENCE)
-        self.sock.connect(self._path)
 
 
 class Web:
@@ -123,14 +109,9 @@ class Web:
 
     def ask(self, method, path):
         """Send a request to one of the workers."""
-        connection = Unix(str(self._folder / "web"))
-        try:
-            connection.request(method, path)
-            answer = connection.getresponse()
-            assert 200 == answer.status, self.log
-            return json.loads(answer.read())
-        finally:
-            connection.close()
+        status, body = ask(self._folder / "web", method, path)
+        assert 200 == status, self.log
+        return json.loads(body)
 
     def answers(self):
         assert self.process.poll() is None, self.log
@@ -172,7 +153,7 @@ def test_each_preloaded_worker_joins_once(web, client, namespace, early):
     pids = {json.loads(who.split(b"|", 1)[1])["pid"] for who in client.hvals(keys.nodes)}
     assert nodes == len(pids)
     assert (site.process.pid in pids) == bool(early)
-    assert site.ask("GET", "/health")["ok"]
+    eventually(lambda: site.ask("GET", "/health")["ok"])
 
     numbers = itertools.count()
 

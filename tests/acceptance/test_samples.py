@@ -187,11 +187,12 @@ print(dt.stats().scheduled, dt.peek("index-17").event == {"index": 17})
     ),
 }
 
-# The samples that other tests run: a test below stops the first with a signal, and
-# test_gunicorn.py runs the second.
+# The samples that other tests run: a test below stops the first with a signal, and test_gunicorn.py
+# and test_fastapi.py run the others.
 RUN_ELSEWHERE = {
     "README.rst: import redis",
     "README.rst: # gunicorn.conf.py, also with preload_app",
+    "docs/howto/asyncio.rst: from dtimer import DTimer",
 }
 
 # The program stays as the page shows it. Only the default port of a client is changed.

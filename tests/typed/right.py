@@ -40,6 +40,7 @@ from dtimer import (
     State,
     TimerOptions,
 )
+from dtimer.contrib.aio import AsyncioBridge
 
 # Clients and options
 for client in (redis.Redis(), redis.Redis(decode_responses=True), valkey.Valkey(), None):
@@ -114,6 +115,29 @@ def transaction(emission: Emission) -> Generator[None]:
     """Surround each call."""
     print(emission.name, [event.id for event in emission.events], emission.kind)
     yield
+
+
+# asyncio
+bridge = AsyncioBridge(timer, calls=2, drain=timedelta(seconds=5))
+
+
+@timer.on("event")
+@bridge.handler
+async def handle_on_the_loop(events: list[Event]) -> None:
+    """Take a batch, on the event loop."""
+    for event in events:
+        assert_type(await bridge.call(event.confirm), bool)
+
+
+async def post_from_the_loop() -> EventId:
+    """Post without blocking the event loop."""
+    return await bridge.call(timer.post, {"tea": "green"}, 200, id="tea")
+
+
+def serve() -> None:
+    """Join in the background, or run in the foreground."""
+    timer.join(wait=False)
+    timer.run(drain=timedelta(seconds=5))
 
 
 @timer.once("dead")

@@ -7,6 +7,7 @@ This file is checked, and never run.
 import redis
 
 from dtimer import DeadLetter, DTimer, Event, Reason, RunAt, SkipRetry
+from dtimer.contrib.aio import AsyncioBridge
 
 timer = DTimer("node-1", redis.Redis())
 queue = RunAt("reminders")
@@ -48,6 +49,7 @@ timer.on("lease_lost", handle)  # wrong: this listener gets one event
 timer.once("ready", handle_one)  # wrong: this listener gets no argument
 timer.add_listener("error", take_text)  # wrong: this listener gets an exception
 timer.middleware(handle)  # wrong: returns no context manager
+AsyncioBridge(timer).handler(handle)  # wrong: no coroutine function
 queue.on("event", handle)  # wrong: a stream emits 'data'
 queue.once("data", take_number)  # wrong: keys are texts
 
