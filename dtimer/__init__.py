@@ -44,6 +44,7 @@ __all__ = [
     "RunAt",
     "RunAtOptions",
     "Schedule",
+    "ScheduleBlock",
     "ScriptError",
     "SkipRetry",
     "State",

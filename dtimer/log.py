@@ -76,6 +76,10 @@ REPLICA = Message(
 )
 OLD_SERVER = Message(logging.WARNING, "this Redis is version %s; dtimer needs 6.2 or later")
 REFUSED = Message(logging.WARNING, "Redis refuses this client: %s (ACL SETUSER <user> %s)")
+OLDER_SCHEDULES = Message(
+    logging.WARNING,
+    "the schedules of %r were not declared, because version %s is lower than the recorded %s",
+)
 DROPPED = Message(
     logging.WARNING, "%d log record(s) were dropped, because logging is slower than the node"
 )

@@ -111,12 +111,14 @@ def post(  # noqa: PLR0917 - click passes them by name
     Examples:
       $ dtimer upcoming
       $ dtimer upcoming --limit 3 --json
+      $ dtimer upcoming --schedule report
     """
 )
 @limit_option("events")
+@click.option("--schedule", type=ID, help="List only the occurrences of this schedule.")
 @shared()
 @click.pass_obj
-def upcoming(settings: Settings, limit: int) -> None:
+def upcoming(settings: Settings, limit: int, schedule: str | None) -> None:
     """
     List the waiting events, the earliest due time first.
 
@@ -125,7 +127,7 @@ def upcoming(settings: Settings, limit: int) -> None:
     """
     empty = f"nothing is waiting in the namespace {settings.ns}"
     with opened(settings) as timer:
-        records = timer.upcoming()
+        records = timer.upcoming(schedule=schedule)
         show(settings, COLUMNS, records, cells, record_fields, empty=empty, limit=limit)
 
 

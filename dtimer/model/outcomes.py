@@ -19,6 +19,9 @@ class Declared(enum.StrEnum):
     SAME = "same"
     """The schedule exists, so nothing was changed."""
 
+    DEFERRED = "deferred"
+    """The schedule is declared at the end of its block: see ``declare_schedules``."""
+
 
 class Reason(enum.StrEnum):
     """Why an event became a dead letter. Each member equals its text."""

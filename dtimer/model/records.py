@@ -165,6 +165,7 @@ class Schedule:
         paused: True if the schedule is paused.
         grace: How late an occurrence may start, or None if that is not limited.
         expires: How long after its due time an occurrence expires, or None.
+        owner: The owner of the block that declares it (``declare_schedules``), or None.
     """
 
     id: str
@@ -181,6 +182,7 @@ class Schedule:
     paused: bool
     grace: float | None = None
     expires: float | None = None
+    owner: str | None = None
 
     @property
     def due_at(self) -> datetime | None:

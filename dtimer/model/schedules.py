@@ -113,6 +113,20 @@ class ScheduleSpec:
         return _walk(self.cron or "", self.tz, max(after_us, (self.start or 0) - 1), self.stop)
 
 
+@dataclass(frozen=True, slots=True)
+class Declaration:
+    """
+    Schedules that are declared together, with one script.
+
+    ``version`` is that of the owner: whole numbers joined by dots. Without an owner both are empty,
+    and there is one schedule.
+    """
+
+    specs: tuple[ScheduleSpec, ...]
+    owner: str = ""
+    version: str = ""
+
+
 def spec_from_json(id: str, text: bytes, payload: bytes) -> ScheduleSpec:
     """
     Return the specification of a schedule from its stored form.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 from dtimer.errors import NamespaceCorrupt, PayloadError
 from dtimer.model.claims import Claim, ClaimReply, Outcome, Renewal, Settlement, Verdict
+from dtimer.model.outcomes import Declared
 from dtimer.model.payload import decode
 from dtimer.model.records import Cancelled, Record, Schedule, State
 from dtimer.store.format import (
@@ -22,7 +23,7 @@ from dtimer.store.format import (
 from dtimer.store.rollback import NamespaceState
 
 _CLAIM = re.compile(rb"(\d+),(\d+),(\d+),(\d+),(\d+)\|")
-_DECLARED = re.compile(rb"new|changed|same|behind:\d{1,17}")
+_DECLARED = {ord(d.value[0]): d for d in (Declared.NEW, Declared.CHANGED, Declared.SAME)}
 _CANCELLED = {
     ord("c"): Cancelled.CANCELLED,
     ord("f"): Cancelled.IN_FLIGHT,
@@ -264,11 +265,44 @@ def read_stored_schedule(reply: Sequence[Any]) -> tuple[bytes, bytes, dict[str, 
     return definition, template, read_schedule_state(schedule_state), bool(readable)
 
 
-def read_declared(reply: bytes) -> str:
-    """Read the outcome of declaring a schedule."""
-    if not _DECLARED.fullmatch(reply):
+class Declaring(NamedTuple):
+    """
+    The reply to a declaration of schedules.
+
+    ``outcomes`` has the outcome of each schedule, and ``removed`` the names of those that their
+    owner no longer declares. ``lower_than`` is the recorded version of the owner if it is higher:
+    nothing was done then. ``behind`` is the position of a schedule whose next times are all before
+    the last claimed occurrence, and that time in µs: later times must be sent.
+    """
+
+    outcomes: list[Declared]
+    removed: list[str]
+    lower_than: str | None = None
+    behind: tuple[int, int] | None = None
+
+
+def read_declaring(count: int, reply: bytes) -> Declaring:
+    """Read the reply to a declaration of *count* schedules."""
+    kind, _, rest = reply.partition(b";")
+    if kind == b"lower":
+        return Declaring([], [], lower_than=text(rest))
+    if kind == b"behind":
+        position, latest = map(integer, rest.split(b";"))
+        if not 1 <= position <= count:
+            raise ValueError("the position is out of range")
+        return Declaring([], [], behind=(position - 1, latest))
+    letters, _, names = rest.partition(b";")
+    outcomes = [_DECLARED[letter] for letter in letters]
+    if kind != b"done" or len(outcomes) != count:
         raise ValueError("unknown outcome of a declaration")
-    return text(reply)
+    removed, at = [], 0
+    while at < len(names):
+        name, end = _read_text(names, at)
+        if end <= at:
+            raise ValueError("a name has a negative length")
+        removed.append(name)
+        at = end
+    return Declaring(outcomes, removed)
 
 
 def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
@@ -306,6 +340,7 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
         last=int(schedule_state["last"]) / 1000 if schedule_state["last"] else None,
         left=int(schedule_state["left"]) if schedule_state["left"] else None,
         paused=schedule_state["paused"] == "1",
+        owner=schedule_state.get("owner") or None,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 
@@ -12,6 +14,7 @@ from dtimer.model.schedules import (
     MISFIRES,
     OVERLAPS,
     STORED_TIMES,
+    Declaration,
     ScheduleSpec,
     check_cron,
     next_times,
@@ -21,6 +24,7 @@ from dtimer.model.zones import zone
 from dtimer.store import replies
 from dtimer.store.format import read_spec, text, write_template
 from dtimer.store.namespace import Namespace
+from dtimer.store.replies import Declaring
 from dtimer.store.reply_checks import flag
 from dtimer.store.scripts import verb
 from dtimer.store.walks import Walks
@@ -29,16 +33,29 @@ from dtimer.store.walks import Walks
 SCHEDULE = verb("schedule", "schedule")
 
 _ADD_TIMES = verb("add_times", "schedule", "fingerprint", "after", "times", "left_out", "final")
-_DECLARE = verb(
-    "declare",
-    *("schedule", "fingerprint", "definition", "template"),
-    *("every", "misfire", "overlap", "jitter", "grace", "expires"),
-    *("start", "stop", "left", "times", "final"),
-)
+_DECLARE = verb("declare", "owner", "version", "definitions...")
 _PAUSE_SCHEDULE = verb("pause_schedule", "schedule", "on")
 _RUN_NOW = verb("run_now", "schedule")
 _SCHEDULES = verb("schedules")
 _UNSCHEDULE = verb("unschedule", "schedule")
+
+
+def _definition(d: ScheduleSpec, times: list[int]) -> tuple[str, ...]:
+    """Return a schedule and its next times in the form of ``lua/parts/declare.lua``."""
+    first = ""
+    if d.every is not None:
+        first = f"+{d.every}" if d.start is None else str(d.start)
+    return (
+        *(d.id, d.fingerprint, d.to_json(), write_template(d)),
+        *(_optional(d.every), MISFIRES[d.misfire], OVERLAPS[d.overlap], str(d.jitter)),
+        *(_optional(d.grace), _optional(d.expires)),
+        *(first, _optional(d.stop), _optional(d.count), ",".join(map(str, times))),
+        "1" if d.every is None and len(times) < STORED_TIMES else "",
+    )
+
+
+def _optional(number: int | None) -> str:
+    return "" if number is None else str(number)
 
 
 class Schedules:
@@ -54,22 +71,32 @@ class Schedules:
     def __init__(self, namespace: Namespace, walks: Walks) -> None:
         self._namespace = namespace
         self._walks = walks
-        # The schedules that this timer has declared, and when, on the monotonic clock.
-        self._declared: dict[str, tuple[ScheduleSpec, float]] = {}
+        # The declarations of this timer, and when it made them, on the monotonic clock. The key is
+        # the owner and "", or "" and the schedule.
+        self._declared: dict[tuple[str, str], tuple[Declaration, float]] = {}
 
     def declare(self, spec: ScheduleSpec) -> Declared:
         """Declare a schedule; return what that has changed."""
-        result = ""
+        return self.declare_together(Declaration((spec,))).outcomes[0]
+
+    def declare_together(self, declaration: Declaration) -> Declaring:
+        """Declare schedules with one script; return what that has changed."""
+        specs, declaring = declaration.specs, None
+        is_unknown = True
         try:
-            result = self._declare(spec)
+            declaring = self._declare(declaration)
         except StoreError as e:
-            result = "" if isinstance(e, OutcomeUnknown) else "same"
+            is_unknown = isinstance(e, OutcomeUnknown)
             raise
         finally:
-            if result != "same":
-                self._walks.declared(spec.id)
-        self._declared[spec.id] = (spec, time.monotonic())
-        return Declared(result)
+            outcomes = [None] * len(specs) if declaring is None else declaring.outcomes
+            for spec, outcome in zip(specs, outcomes, strict=False):
+                if outcome is not Declared.SAME and (outcome or is_unknown):
+                    self._walks.declared(spec.id)
+        if declaring.lower_than is None and specs:
+            key = (declaration.owner, "" if declaration.owner else specs[0].id)
+            self._declared[key] = (declaration, time.monotonic())
+        return declaring
 
     def redeclare(self, seconds: float | None) -> None:
         """
@@ -80,47 +107,32 @@ class Schedules:
         a process has removed it on purpose.
         """
         horizon = None if seconds is None else time.monotonic() - seconds
-        for id, (spec, declared) in list(self._declared.items()):
-            is_recent = horizon is None or declared >= horizon
-            if is_recent and not self._namespace.call(SCHEDULE, id):
-                self._declare(spec)
+        for declaration, declared in list(self._declared.values()):
+            if horizon is not None and declared < horizon:
+                continue
+            if not all(self._namespace.call(SCHEDULE, spec.id) for spec in declaration.specs):
+                self._declare(declaration)
 
-    def _declare(self, spec: ScheduleSpec) -> str:
-        until = self._namespace.scripts.deadline()
-        if spec.every is not None:
-            return self._declare_with(spec, [], until)
-        result = self._declare_with(
-            spec, next_times(spec, self._namespace.server_now(until)), until
-        )
-        while result.startswith("behind:"):
+    def _declare(self, declaration: Declaration) -> Declaring:
+        until, specs = self._namespace.scripts.deadline(), declaration.specs
+        times: list[list[int]] = [[] for _ in specs]
+        if any(spec.every is None for spec in specs):
+            now = self._namespace.server_now(until)
+            times = [[] if spec.every is not None else next_times(spec, now) for spec in specs]
+        while True:
+            words = [word for pair in zip(specs, times, strict=True) for word in _definition(*pair)]
+            declaring = self._namespace.ask(
+                functools.partial(replies.read_declaring, len(specs)),
+                _DECLARE,
+                *(declaration.owner, declaration.version, *words),
+                until=until,
+            )
+            if declaring.behind is None:
+                return declaring
             # The server's clock was set back: occurrences were already made for these times.
-            self.check_deadline(until, spec.id)
-            latest = int(result.partition(":")[2])
-            result = self._declare_with(spec, next_times(spec, latest), until)
-        return result
-
-    def _declare_with(self, d: ScheduleSpec, times: list[int], until: float | None = None) -> str:
-        first = ""
-        if d.every is not None:
-            first = f"+{d.every}" if d.start is None else str(d.start)
-        arguments = _DECLARE.in_order(
-            schedule=d.id,
-            fingerprint=d.fingerprint,
-            definition=d.to_json(),
-            template=write_template(d),
-            every="" if d.every is None else str(d.every),
-            misfire=MISFIRES[d.misfire],
-            overlap=OVERLAPS[d.overlap],
-            jitter=str(d.jitter),
-            grace="" if d.grace is None else str(d.grace),
-            expires="" if d.expires is None else str(d.expires),
-            start=first,
-            stop="" if d.stop is None else str(d.stop),
-            left="" if d.count is None else str(d.count),
-            times=",".join(map(str, times)),
-            final="1" if d.every is None and len(times) < STORED_TIMES else "",
-        )
-        return self._namespace.ask(replies.read_declared, _DECLARE, *arguments, until=until)
+            at, latest = declaring.behind
+            self.check_deadline(until, specs[at].id)
+            times[at] = next_times(specs[at], latest)
 
     def add_times(self, id: str, until: float | None = None) -> bool:
         """
@@ -196,7 +208,12 @@ class Schedules:
 
     def remove(self, id: str) -> bool:
         """See `DTimer.unschedule`."""
-        self._declared.pop(id, None)
+        for key, (declaration, declared) in list(self._declared.items()):
+            rest = tuple(spec for spec in declaration.specs if spec.id != id)
+            if not rest:
+                self._declared.pop(key, None)
+            elif len(rest) < len(declaration.specs):
+                self._declared[key] = (dataclasses.replace(declaration, specs=rest), declared)
         return self._namespace.ask(flag, _UNSCHEDULE, id)
 
     def pause(self, id: str, *, on: bool) -> bool:

@@ -34,7 +34,7 @@ from typing import Literal, NamedTuple, cast
 # Ordered so that each part follows the parts on which it depends.
 _PARTS = (
     *("types", "session", "wake", "events", "judge", "replay"),
-    *("schedule", "retime", "settle", "walk"),
+    *("schedule", "retime", "declare", "owners", "settle", "walk"),
 )
 
 _SECTION = re.compile(r"^ *--- @section (\S+)$", re.MULTILINE)

@@ -40,6 +40,8 @@ from dtimer.store.walks import Walks
 _PAGE = 100
 # One script revives dead letters of about this many bytes.
 _MOST_REVIVED_BYTES = 1_000_000
+# How many events a call looks at to find the occurrences of one schedule: about a millisecond.
+_SEARCHED = 1_000
 
 _AHEAD = verb("ahead", "period", "periods")
 _ALONE = verb("alone", "node", "silent_after")
@@ -264,9 +266,10 @@ class Store:
         """See `DTimer.peek`."""
         return self.namespace.ask(lambda r: replies.read_record(id, r), _PEEK, id)
 
-    def upcoming(self, low: str, high: str) -> Iterator[Record]:
+    def upcoming(self, low: str, high: str, schedule: str = "") -> Iterator[Record]:
         """Yield the waiting events between two bounds, in due order; see `Walks`."""
-        for stored_event in self.walks.upcoming(self.namespace.ask, low, high, _PAGE):
+        size = _SEARCHED if schedule else _PAGE
+        for stored_event in self.walks.upcoming(self.namespace.ask, low, high, size, schedule):
             yield replies.read_scheduled(*stored_event)
 
     def dead(self, *, newest: bool = False) -> Iterator[DeadLetter]:

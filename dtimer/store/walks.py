@@ -27,7 +27,7 @@ _SPARE_US = 1_000_000
 
 _POSITIONS = ("after_score", "after_id", "end_score", "end_id")
 _DEAD = verb("dead", "limit", "newest", *_POSITIONS)
-_UPCOMING = verb("upcoming", "limit", "low", "high", *_POSITIONS)
+_UPCOMING = verb("upcoming", "limit", "low", "high", "schedule", *_POSITIONS)
 
 
 #: A position in an iteration: a score and an id.
@@ -192,7 +192,7 @@ class Walks:
         self._letters: dict[int, Walk] = {}
 
     def upcoming(
-        self, ask: Callable[..., Any], low: str, high: str, size: int
+        self, ask: Callable[..., Any], low: str, high: str, size: int, schedule: str = ""
     ) -> Iterator[StoredEvent]:
         """
         Yield the waiting events between two bounds, in due order, a page at a time.
@@ -202,8 +202,9 @@ class Walks:
             low: The lowest score, in the form that the script reads.
             high: The highest score.
             size: The number of events to look at in one call.
+            schedule: Yield only the occurrences of this schedule; ``""`` yields all events.
         """
-        page = functools.partial(ask, _read_events, _UPCOMING, str(size), low, high)
+        page = functools.partial(ask, _read_events, _UPCOMING, str(size), low, high, schedule)
         return self._iterate(self._events, page, ("", ""))
 
     def dead(

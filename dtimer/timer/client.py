@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
@@ -27,10 +26,11 @@ from dtimer.model.records import (
     Schedule,
     Stats,
 )
-from dtimer.model.times import Duration, Moment, duration_us
+from dtimer.model.times import Duration, Moment
 from dtimer.store.store import Store
 from dtimer.timer.cancelling import cancel_many
-from dtimer.timer.declaring import prepare_schedule
+from dtimer.timer.declaring import Declarer, ScheduleBlock
+from dtimer.timer.listing import due_bounds, limited
 from dtimer.timer.poster import NoteSuperseded, Poster
 from dtimer.timer.posting import PostItem, PostPair, due_argument, prepare
 
@@ -49,6 +49,7 @@ class Client:
         self._options = options
         self._store = store
         self._poster = Poster(options, store, note_superseded)
+        self._declarer = Declarer(options)
         self._pid = os.getpid()
 
     @property
@@ -275,6 +276,8 @@ class Client:
         offset: Duration | None = None,
         duration: Duration | None = None,
         limit: int | None = None,
+        *,
+        schedule: str | None = None,
     ) -> Iterator[Record]:
         """
         Iterate over the waiting events in due order, a page at a time.
@@ -291,16 +294,14 @@ class Client:
                 overdue events.
             duration: Stop this long after the offset, or after now.
             limit: Stop after this many events.
+            schedule: Yield only the occurrences of this schedule: the next one, those that wait
+                for a retry, and those that `run_now` has posted. The server looks at all events
+                within the bounds, a thousand in each call.
         """
         self._notice_fork()
-        start = None if offset is None else duration_us(offset, "offset")
-        high = "+inf"
-        if duration is not None:
-            high = f"+{(start or 0) + duration_us(duration, 'duration')}"
-        if limit is not None:
-            check_count(limit, "limit", 0, 2**53)
-        records = self._store.upcoming("-inf" if start is None else f"+{start}", high)
-        return itertools.islice(records, limit)
+        low, high = due_bounds(offset, duration)
+        occurrences_of = "" if schedule is None else check_id(schedule, "schedule")
+        return limited(self._store.upcoming(low, high, occurrences_of), limit)
 
     def confirm(self, ev: Event) -> bool:
         """Confirm an event that a handler received: the same as ``ev.confirm()``."""
@@ -348,9 +349,7 @@ class Client:
         that it receives.
         """
         self._notice_fork()
-        if limit is not None:
-            check_count(limit, "limit", 0, 2**53)
-        return itertools.islice(self._store.dead(newest=newest), limit)
+        return limited(self._store.dead(newest=newest), limit)
 
     def revive(self, id: str) -> bool:
         """
@@ -521,7 +520,52 @@ class Client:
         )
 
     def _declare(self, **arguments: Any) -> Declared:
-        return self._live_store.schedules.declare(prepare_schedule(self._options, **arguments))
+        return self._declarer.declare(self._live_store.schedules, **arguments)
+
+    def declare_schedules(
+        self, *, owner: str, version: int | str, allow_empty: bool = False
+    ) -> ScheduleBlock:
+        """
+        Begin a block that declares all schedules of a program with one round trip.
+
+        .. code-block:: python
+
+            with dt.declare_schedules(owner="billing", version="1.4.2"):
+                dt.every(60_000, {"do": "sweep"}, id="sweep")
+                dt.cron("@daily", {"do": "report"}, id="report")
+
+        Within the block, `every` and `cron` of this thread check their arguments and return
+        ``Declared.DEFERRED``. The end of the block declares all schedules with one script. If the
+        block raises, nothing is declared.
+
+        Redis records the version of the owner. A higher version adds and changes schedules, and
+        removes those that the owner no longer declares. The same version adds and changes. A lower
+        version changes nothing, and a warning is logged. So in a rolling update, an old process
+        that starts again does not bring back a removed schedule. To roll back, declare the old
+        schedules with a higher version.
+
+        If a schedule is removed, Redis remembers for a day whether it was paused, and how many
+        occurrences were left. If the owner declares the schedule again, it continues with these.
+
+        Args:
+            owner: The program or the part of it that declares these schedules: 1 to 100 letters,
+                digits and characters of ``_.:/-``.
+            version: A number, or whole numbers joined by ``.`` or ``-``, such as ``"1.10.2"`` or
+                ``"2026-11-30"``. It must be higher with each release.
+            allow_empty: By default, an empty block does nothing. With True, a higher version
+                without any schedule removes all schedules of the owner.
+
+        Returns:
+            The block. Its ``outcomes``, ``removed`` and ``newer`` say what the end has done.
+
+        Raises:
+            OptionError: an argument is not valid.
+            UsageError: the block is within another block of this thread.
+            StoreError: raised by the end of the block: nothing was declared.
+        """
+        return self._declarer.block(
+            self._live_store.schedules.declare_together, owner, version, empty=allow_empty
+        )
 
     def schedules(self) -> Iterator[Schedule]:
         """Iterate over the schedules of the namespace, ordered by id."""

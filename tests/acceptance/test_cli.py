@@ -227,6 +227,14 @@ class TestSharedOptions:
 class TestUpcoming:
     """``dtimer upcoming``."""
 
+    def test_only_the_occurrences_of_a_schedule_are_listed(self, run, timer):
+        """An operator sees when one schedule is due next among many events."""
+        timer.post({"n": 1})
+        timer.every(60_000, {"n": 2}, id="sweep")
+        (found,) = run("upcoming", "--schedule", "sweep", "--json").objects
+        assert {"n": 2} == found["event"]
+        assert "nothing" in run("upcoming", "--schedule", "other").err
+
     def test_events_are_listed_in_due_order(self, run, timer):
         """The columns are separated by tabs, for ``cut`` and ``awk``."""
         timer.post({"n": 2}, 2 * HOUR, id="later")

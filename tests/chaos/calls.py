@@ -163,6 +163,34 @@ class Calls:
             else:
                 end["result"] = timer.every(every, payload, **options)
 
+    def declare_together(
+        self,
+        timer: DTimer,
+        owner: str,
+        version: int,
+        schedules: dict[str, tuple[dict[str, Any], float]],
+        others: Sequence[str],
+    ) -> None:
+        """
+        Declare a block: a payload and an interval by id. It may remove the *others* of the owner.
+
+        A lower version does nothing. Its operations are recorded nevertheless, and the checker then
+        knows less about these schedules.
+        """
+        with contextlib.suppress(StoreError), contextlib.ExitStack() as recorded:
+            for id, (payload, every) in schedules.items():
+                about = {"n": payload["n"], "crc": checksum(payload), "id": id}
+                call = self._writer.call("schedule", every_us=round(every * 1000), **about)
+                recorded.enter_context(call)
+            ends = {
+                id: recorded.enter_context(self._writer.call("unschedule", id=id)) for id in others
+            }
+            with timer.declare_schedules(owner=owner, version=version) as block:
+                for id, (payload, every) in schedules.items():
+                    timer.every(every, payload, id=id)
+            for id, end in ends.items():
+                end["found"] = id in block.removed
+
     def run_now(self, timer: DTimer, id: str) -> None:
         """Run an additional occurrence of a schedule."""
         with self._recorded("run_now", id=id) as end:

@@ -21,6 +21,9 @@ SILENT = 60_000_000
 #: The server looks at a queued occurrence again after this time, even if nothing else happens.
 REMIND = 1_000_000
 
+#: For so long, an owner remembers the state of a schedule that was removed.
+REMEMBERED = 86_400_000_000
+
 #: ``misfire="all"`` delivers at most this many missed occurrences.
 MOST_BEHIND = 1_000
 
@@ -91,10 +94,24 @@ class Schedule:
     waits: int | None = None
     grace: int | None = None
     expires: int | None = None
+    owner: str = ""
 
     def after(self, nominal: int) -> int:
         """Return the first nominal time after *nominal*."""
         return self.anchor + ((nominal - self.anchor) // self.every + 1) * self.every
+
+
+@dataclass
+class Owner:
+    """
+    The record of an owner of schedules.
+
+    ``removed`` has the state of each schedule that a later version has removed, and when.
+    """
+
+    version: int
+    declared: set[str] = field(default_factory=set)
+    removed: dict[str, tuple[int, Schedule]] = field(default_factory=dict)
 
 
 @dataclass
@@ -104,6 +121,7 @@ class Model:
     pending: dict[str, Event] = field(default_factory=dict)
     dead: dict[str, DeadLetter] = field(default_factory=dict)
     schedules: dict[str, Schedule] = field(default_factory=dict)
+    owners: dict[str, Owner] = field(default_factory=dict)
     nodes: set[str] = field(default_factory=set)
     asked: dict[str, int] = field(default_factory=dict)
     paused: bool = False
@@ -464,11 +482,22 @@ class Model:
         if pending is not None and schedule.waits is not None and pending.due == schedule.waits:
             pending.due = schedule.waits = now
 
-    def declare(self, now: int, name: str, new: Schedule, start: int | None) -> str:
+    def declare(
+        self, now: int, name: str, new: Schedule, start: int | None, owner: str = ""
+    ) -> str:
         """Declare a schedule; return whether it is new, changed or the same."""
         old = self.schedules.get(name)
+        if old is not None and not owner:
+            owner = old.owner
+        new.owner = owner
         if old is not None and old.print == new.print:
+            old.owner = owner
             return "same"
+        if old is None and owner and name in self.owners[owner].removed:
+            _, before = self.owners[owner].removed[name]
+            new.paused = before.paused
+            if before.print == new.print:
+                new.left = before.left
         if old is not None:
             self.pending.pop(f"{name}@{old.next}", None)
             new.last, new.running, new.paused = old.last, old.running, old.paused
@@ -490,6 +519,39 @@ class Model:
         self.schedules[name] = new
         self._put(name, new)
         return "new" if old is None else "changed"
+
+    def declare_together(
+        self, now: int, owner: str, version: int, block: dict[str, tuple[Schedule, int | None]]
+    ) -> tuple[list[str], list[str]] | None:
+        """
+        Declare the schedules of a block, each with its start.
+
+        Returns:
+            The outcomes and the names of the removed schedules; None if a higher version is known.
+        """
+        record = self.owners.setdefault(owner, Owner(version))
+        if record.version > version:
+            return None
+        for name, (at, _) in list(record.removed.items()):
+            if at + REMEMBERED <= now:
+                del record.removed[name]
+        outcomes = [self.declare(now, name, *each, owner) for name, each in block.items()]
+        owned = {
+            name
+            for name in record.declared - set(block)
+            if name in self.schedules and self.schedules[name].owner == owner
+        }
+        removed = sorted(owned) if version > record.version else []
+        for name in removed:
+            before = self.schedules[name]
+            if before.paused or before.left is not None:
+                record.removed[name] = (now, before)
+            self.unschedule(name)
+        for name in block:
+            record.removed.pop(name, None)
+        record.declared = owned - set(removed) | set(block)
+        record.version = version
+        return outcomes, removed
 
     def unschedule(self, name: str) -> bool:
         schedule = self.schedules.pop(name, None)

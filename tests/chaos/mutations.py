@@ -14,6 +14,7 @@ _STORE = "tests/integration/test_store.py"
 _DUTY = "tests/integration/test_roster.py"
 _LAGGING = "tests/integration/test_lagging.py"
 _AHEAD = "tests/integration/test_look_ahead.py"
+_BLOCKS = "tests/integration/test_schedule_blocks.py"
 _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
 _LIFECYCLE = "tests/integration/test_lifecycle.py"
@@ -452,13 +453,32 @@ MUTANTS = [
     _mutant("a schedule that is declared again repeats its past",
             "store/lua/parts/schedule/control.lua", _SCHEDULES,
             "    if added == 0 then\n", "    if false then\n"),
-    _mutant("new time zone tables are not applied", "store/lua/declare.lua", _TABLES,
-            "if retime(schedule, old, times, final) then result = 'changed' end", ""),
+    _mutant("new time zone tables are not applied", "store/lua/parts/declare.lua", _TABLES,
+            "local changed = retime(schedule, old, d.times, d.final)", "local changed = false"),
     _mutant("an occurrence comes by the old and by the new time zone table",
             "store/lua/parts/retime.lua", _TABLES,
             "if belongs_to(before, known[1]) then table.remove(fresh, 1) end", ""),
     _mutant("new time zone tables undo a user's reschedule", "store/lua/parts/retime.lua", _TABLES,
             "if moved and (usual or state.paused == '1') then", "if moved then"),
+    _mutant("an occurrence starts although it is later than its grace",
+            "store/lua/parts/schedule/next.lua", (_SCHEDULES, _MACHINE),
+            "return state.grace ~= '' and NOW > due + tonumber(state.grace)", "return false"),
+    _mutant("an occurrence that stands for others expires with the oldest",
+            "store/lua/parts/schedule/due.lua", (_SCHEDULES, _MACHINE),
+            "expiry_of(state, due_of(schedule, state, latest))",
+            "expiry_of(state, due_of(schedule, state, nominal))"),
+    _mutant("an occurrence that expires ends its schedule", "store/lua/claim/grant.lua",
+            (_SCHEDULES, _MACHINE), "(not reason or reason == 'expired')", "not reason"),
+    _mutant("an older version of an owner changes its schedules", "store/lua/declare.lua",
+            (_BLOCKS, _MACHINE), "if record.version ~= '' and order < 0 then", "if false then"),
+    _mutant("the same version of an owner removes schedules", "store/lua/declare.lua",
+            (_BLOCKS, _MACHINE), "      if higher then\n", "      if true then\n"),
+    _mutant("a schedule that comes back is not paused as before", "store/lua/parts/declare.lua",
+            (_BLOCKS, _MACHINE), "paused = removed.paused", "paused = ''"),
+    _mutant("a search for the occurrences of a schedule ends after a page",
+            "store/lua/upcoming.lua", _SCHEDULES,
+            "if i == 2 * limit - 1 then last_score, last_id = score, id end",
+            "if i == 2 * limit - 1 and schedule == '' then last_score, last_id = score, id end"),
     # ---------------------------------------------------------------------------- iterations
     _mutant("an iteration does not stop at the end that it saw first",
             "store/lua/upcoming.lua", _WALKS,
@@ -469,7 +489,7 @@ MUTANTS = [
     _mutant("an iteration yields occurrence after occurrence", "store/walks.py", _WALKS,
             "if entry.schedule in self.schedules:", "if False:"),
     _mutant("a page is not limited in bytes", "store/lua/upcoming.lua", _WALKS,
-            "if i == limit or bytes > MOST_PAGE then", "if i == limit then"),
+            "if bytes > MOST_PAGE then", "if false then"),
     _mutant("a refused post hides an event from an iteration", "store/store.py", _WALKS,
             'stored_marks = b"" if isinstance(e, OutcomeUnknown) else b"x"', 'stored_marks = b""'),
     _mutant("an iterator that is kept remembers every post", "store/walks.py", _WALKS,

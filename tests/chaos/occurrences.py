@@ -13,7 +13,7 @@ OCCURRENCE = re.compile(r"(.+)@(\d{16})\Z", re.DOTALL)
 
 _DEFINES = (
     *("every_us", "cron", "tz", "misfire", "overlap", "jitter_us", "start_us", "end_us"),
-    *("count", "max_retries", "crc"),
+    *("count", "max_retries", "crc", "grace", "expires"),
 )
 
 

@@ -9,6 +9,7 @@ makes calls that must be refused.
 from __future__ import annotations
 
 import sys
+import time
 from collections import deque
 from typing import Any
 
@@ -39,6 +40,7 @@ _STEPS: dict[str, float] = {
     "reschedule": 7,
     "burst": 0.25,
     "schedule": 2,
+    "schedule_block": 0.7,
     "run_now": 0.5,
     "revive": 0.5,
     "revive_some": 0.2,
@@ -55,6 +57,8 @@ STEADY: dict[str, dict[str, Any]] = {
     "steady-all": {"every": 250, "misfire": "all", "overlap": "allow"},
     "steady-cron": {"cron": "* * * * * *", "misfire": "coalesce", "overlap": "queue"},
     "steady-cron-all": {"cron": "*/2 * * * * *", "misfire": "all", "overlap": "allow"},
+    "steady-grace": {"every": 500, "misfire": "coalesce", "overlap": "queue", "grace": 700},
+    "steady-expires": {"every": 500, "misfire": "all", "overlap": "allow", "expires": 700},
 }
 
 #: The fraction of new events whose ids the library generates, so that nodes claim them ahead of
@@ -128,6 +132,8 @@ class Posting(Program):
         #: The payloads of the last of these ids.
         self.payloads: dict[str, dict[str, Any]] = {}
         self.keys: deque[str] = deque(maxlen=10)
+        #: Of the blocks of schedules. A later poster of this name begins with a higher one.
+        self.version = int(time.monotonic())
 
     # -------------------------------------------------------------------------- the steps
 
@@ -258,10 +264,26 @@ class Posting(Program):
             every=self.rng.choice([200, 300, 500, 700]),
             misfire=self.rng.choice(["coalesce", "skip", "all"]),
             overlap=self.rng.choice(["queue", "allow", "skip"]),
+            grace=self.rng.choice([None, None, 300, 2_000]),
+            expires=self.rng.choice([None, None, 400, 3_000]),
         )
 
     def _schedule(self, i: int) -> str:
         return f"{self.name}-every-{i}"
+
+    def schedule_block(self) -> None:
+        """Declare a block of schedules, often with a higher version, seldom with a lower one."""
+        self.version += self.rng.choice([-1, 0, 0, 1, 1, 1])
+        ids = self._in_blocks()
+        chosen = self.rng.sample(ids, self.rng.randrange(1, len(ids) + 1))
+        schedules = {
+            id: ({"n": self.serial(), "do": "ok"}, self.rng.choice([300, 700])) for id in chosen
+        }
+        others = [id for id in ids if id not in chosen]
+        self.calls.declare_together(self.timer, self.name, self.version, schedules, others)
+
+    def _in_blocks(self) -> list[str]:
+        return [f"{self.name}-block-{i}" for i in range(3)]
 
     def run_now(self) -> None:
         """Run an additional occurrence of a schedule."""
@@ -350,7 +372,7 @@ class Posting(Program):
                 self.bulk()
             step = self.rng.choices(list(_STEPS), list(_STEPS.values()))[0]
             getattr(self, step)()
-        for id in (*map(self._schedule, range(3)), *STEADY):
+        for id in (*map(self._schedule, range(3)), *self._in_blocks(), *STEADY):
             # A schedule that continues would keep the run from draining.
             while not self.calls.unschedule(self.timer, id):
                 pass

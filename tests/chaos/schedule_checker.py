@@ -1,10 +1,13 @@
 """
 Check one schedule: each occurrence, and that none was delivered twice or left out.
 
+An occurrence is never claimed after it has expired, and does not expire before. Its grace is not
+checked: an occurrence that was claimed in time, and released, may start later.
+
 The chain of occurrences is checked only if it is certain: if all declarations of the schedule were
-equal, and it was neither paused nor ended and declared again. With ``misfire="skip"`` or
-``overlap="skip"``, the server drops occurrences without a record. Then the checker tests only
-whether each occurrence has a nominal time of the schedule, and is delivered once.
+equal, and it was neither paused nor ended and declared again. With ``misfire="skip"``,
+``overlap="skip"`` or a grace, the server drops occurrences without a record. Then the checker tests
+only whether each occurrence has a nominal time of the schedule, and is delivered once.
 """
 
 from __future__ import annotations
@@ -135,12 +138,15 @@ class ScheduleChecker:
                 runs = chain.occurrence(nominal).runs
                 context.blame("I11", chain.id(nominal), "after the schedule's end", stable, *runs)
         context.verdict.counts["in held chains"] += len(met)
+        if says.get("expires") is not None and says.get("jitter_us") is None:
+            self._check_expiry(chain, stable, successor)
         started = [n for n in met if n in chain.occurrences and chain.occurrences[n].runs]
         count = says.get("count")
         if count is not None and len(started) - len(chain.extras) > count:
             text = f"{len(started)} occurrences, with count={count}"
             context.blame("I11", chain.name, text, stable)
-        dropping = "skip" in (says.get("misfire"), says.get("overlap"))
+        policies = says.get("misfire"), says.get("overlap")
+        dropping = "skip" in policies or says.get("grace") is not None
         if off or (chain.extras and says.get("every_us") is None):
             return
         if not dropping:
@@ -148,6 +154,27 @@ class ScheduleChecker:
         if says.get("overlap", "queue") == "queue":
             self._check_overlap(chain, stable, started)
         self._check_end(chain, stable, met, started)
+
+    def _check_expiry(
+        self, chain: Chain, stable: Operation, successor: Callable[[int, int], int | None]
+    ) -> None:
+        """Find occurrences that were claimed after they had expired, or expired too early."""
+        expires = round(stable.data["expires"] * 1000)
+        for nominal, gen in chain.occurrences.items():
+            if gen.revived:
+                continue
+            for run in gen.runs:
+                # It expires with the latest of the missed ones for which it stands.
+                missed = run.data.get("missed") or 0
+                latest = successor(nominal, missed - 1) if missed else nominal
+                claimed = min(run.data["srv"], run.data["tok"])
+                if latest is not None and claimed >= latest + expires:
+                    text = "delivered after it had expired"
+                    self._context.blame("I3", gen.id, text, stable, run)
+            for letter in gen.letters:
+                expired = letter.op == "expired" or letter.data.get("reason") == "expired"
+                if expired and self._clock.latest_ns(letter.t) < (nominal + expires) * 1000:
+                    self._context.blame("I1", gen.id, "expired too early", stable, letter)
 
     def _check_links(
         self,

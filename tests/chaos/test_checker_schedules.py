@@ -20,6 +20,7 @@ from chaos.steps import (
     kill,
     legal,
     run,
+    say,
 )
 
 EVERY = 200
@@ -100,6 +101,14 @@ LEGAL = [
           beat(0, missed=1, late=310, att=2, due=server_us(FIRST + 300)), beat(2), pending(3)),
     legal("misfire=skip leaves occurrences out",
           declare(misfire="skip"), beat(0), beat(4), pending(5)),
+    legal("a grace leaves occurrences out",
+          declare(grace=100), beat(0), beat(4), pending(5)),
+    legal("an occurrence expires, and the next one comes",
+          declare(expires=100), beat(0),
+          say(NODE, FIRST + 310, "expired", id=occurrence(1), n=None, reason="expired"),
+          beat(2), pending(3)),
+    legal("an occurrence expires with the latest of the missed ones for which it stands",
+          declare(expires=100), beat(0, missed=2, late=450), beat(3), pending(4)),
     legal("run_now makes an occurrence besides, with a nominal time of its own",
           declare(), beat(0),
           call(POSTER, "run_now", FIRST + 76, FIRST + 78, id="beat",
@@ -162,6 +171,12 @@ ILLEGAL = [
             declare(end_us=nominal(1)), *[beat(i) for i in range(3)]),
     illegal("overlap=queue runs two occurrences at a time", "I11", "overlap=queue",
             declare(), beat(0, took=500), beat(1), pending(2)),
+    illegal("an occurrence is claimed after its expiry", "I3", "expired",
+            declare(expires=100), beat(0, late=150), pending(1)),
+    illegal("an occurrence expires before its time", "I1", "expired too early",
+            declare(expires=150), beat(0),
+            say(NODE, FIRST + 310, "expired", id=occurrence(1), n=None, reason="expired"),
+            beat(2), pending(3)),
     illegal("an occurrence starts before its nominal time", "I1", "nominal time",
             declare(), beat(0, late=-20, due=nominal(0) - 30_000), pending(1)),
     # How many missed ones it stands for is decided by the claim.

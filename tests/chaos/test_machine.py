@@ -42,7 +42,7 @@ from chaos.stepped import read_lease
 from chaos.tapped import TappedSource
 from dtimer.errors import EventExists
 from dtimer.model.claims import ClaimReply, Outcome, Renewal, Settlement, Verdict
-from dtimer.model.schedules import make_spec
+from dtimer.model.schedules import Declaration, make_spec
 from dtimer.store.format import Entry, read_body, read_schedule_state, write_body
 from dtimer.store.replies import read_claim_reply
 from dtimer.store.store import Store
@@ -610,6 +610,40 @@ class Machine(RuleBasedStateMachine):
             # The new schedule may post events with the ids of cancelled ones.
             self.cancelled = {id for id in self.cancelled if id.rpartition("@")[0] != name}
 
+    @rule(
+        owner=st.sampled_from(["app", "b/2"]),
+        version=st.integers(1, 4),
+        block=st.dictionaries(
+            names, st.tuples(st.sampled_from([1_000, 3_000]), st.sampled_from([None, 3]))
+        ),
+        reply=replies,
+    )
+    def declare_together(self, owner, version, block, reply):
+        """Declare the schedules of an owner, with a version that may be lower than before."""
+        now = self.begin(None)
+        specs, new = [], {}
+        for name, (every, count) in block.items():
+            spec = make_spec(
+                name, every=every, start=None, end=None, count=count, jitter=0,
+                misfire="coalesce", overlap="queue", max_retries=3, payload="{}",
+            )  # fmt: skip
+            specs.append(spec)
+            options = (every, None, count, "coalesce", "queue", 3, None, None)
+            schedule = Schedule(
+                options, every * 1000, "coalesce", "queue", 3, "{}", anchor=0, left=count, next=None
+            )
+            new[name] = (schedule, None)
+        expected = self.model.declare_together(now, owner, version, new)
+        self.lossy.lost = reply
+        done = self.store.schedules.declare_together(Declaration(tuple(specs), owner, str(version)))
+        if expected is None:
+            assert str(self.model.owners[owner].version) == done.lower_than
+            return
+        assert (*expected, None) == (done.outcomes, sorted(done.removed), done.lower_than)
+        for name, outcome in zip(block, expected[0], strict=True):
+            if outcome != "same":
+                self.cancelled = {id for id in self.cancelled if id.rpartition("@")[0] != name}
+
     @rule(name=names, reply=replies)
     def unschedule(self, name, reply):
         self.begin(reply)
@@ -739,7 +773,7 @@ class Machine(RuleBasedStateMachine):
             i.decode(): _dead_letter(text) for i, text in dead.items()
         }
         assert {
-            name: (s.next, s.last, s.running, s.left, s.paused)
+            name: (s.next, s.last, s.running, s.left, s.paused, s.owner)
             for name, s in model.schedules.items()
         } == {name.decode(): _schedule_state(text) for name, text in beats.items()}
         self.fine = True
@@ -818,7 +852,7 @@ def _number(text: str) -> int | None:
 def _schedule_state(text: bytes) -> tuple[Any, ...]:
     state = read_schedule_state(text)
     numbers = (_number(state[name]) for name in ("next", "last", "running", "left"))
-    return (*numbers, state["paused"] == "1")
+    return (*numbers, state["paused"] == "1", state["owner"])
 
 
 @pytest.mark.slow

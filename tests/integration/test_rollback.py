@@ -414,8 +414,8 @@ class TestNodes:
         errors = Catch(node, "error")
         node.every(3_600_000, {}, id="old")
         store = node._store
-        definition, declared = store.schedules._declared["old"]
-        store.schedules._declared["old"] = (definition, declared - 60)
+        declaration, declared = store.schedules._declared["", "old"]
+        store.schedules._declared["", "old"] = (declaration, declared - 60)
         node.join()
         other_store.unschedule("old")
         snapshot = Snapshot(client, store.keys)

@@ -14,6 +14,7 @@ from dtimer.model.claims import Outcome, Settlement, Verdict
 from dtimer.model.records import Cancelled, State
 from dtimer.model.schedules import MOST_COMPUTED
 from dtimer.store.connection.sources import source
+from dtimer.store.format import Entry
 from dtimer.store.namespace import Namespace
 from dtimer.store.store import Store
 
@@ -348,6 +349,28 @@ class TestMisfires:
         assert dropped == store.stats().totals["skipped"]
         now.tick(30_000)
         assert [60 * (2 + dropped)] == nominals(serve(node))
+
+    @pytest.mark.parametrize("cause", ["pause", "running", "start"])
+    def test_skip_delivers_the_latest_whatever_the_cause(self, store, node, now, minutely, cause):
+        """After a pause, after a long run and with a start in the past, the rule is the same."""
+        if cause == "start":
+            declare(store, every=60_000, start=START_MS - 4 * 60_000, misfire="skip")
+            latest, dropped = 0, 4
+        elif cause == "pause":
+            declare(store, misfire="skip", **minutely)
+            store.schedules.pause("beat", on=True)
+            now.tick(5 * 60_000)
+            store.schedules.pause("beat", on=False)
+            latest, dropped = 300, 4
+        else:
+            first = first_occurrence(node, now, 60, misfire="skip", **minutely)
+            now.tick(5 * 60_000)
+            store.claims.extend([(first.id, first.token)], LEASE * 1_000)
+            add_missing_times(store, node.claim_reply(10))
+            node.confirm(first)
+            latest, dropped = 360, 4
+        assert [(latest, 0)] == [(nominal(claim), claim.missed) for claim in serve(node)]
+        assert dropped == store.stats().totals["skipped"]
 
     def test_all_delivers_each(self, store, node, now, minutely):
         """Each nominal time of the outage is delivered, in order."""
@@ -732,6 +755,54 @@ class TestFailures:
         now.tick(60_000)
         node.confirm(repetition[0])
         assert [4 * 60] == delivered(0)
+
+
+class TestUpcoming:
+    """``upcoming(schedule=…)``: the occurrences of one schedule that wait."""
+
+    def upcoming(self, store, schedule="beat"):
+        return [record.id for record in store.upcoming("-inf", "+inf", schedule)]
+
+    def test_all_waiting_occurrences_are_listed(self, store, node, now, minutely):
+        """The pending one, a retry, and an additional one of run_now are listed in due order."""
+        first = first_occurrence(node, now, 60, overlap="allow", **minutely)
+        declare(store, "other", **minutely)
+        declare(store, "beat@1", **minutely)
+        post(store, "beat@2", 0)
+        post(store, "beat", 0)
+        node.fail(first, wait=90_000)
+        extra = store.schedules.run_now("beat")
+        assert [extra, occurrence(120), first.id] == self.upcoming(store)
+        assert 1 == len(self.upcoming(store, "beat@1"))
+
+    def test_a_running_occurrence_is_not_listed(self, store, node, now, minutely):
+        """As in every list of waiting events."""
+        first_occurrence(node, now, 60, **minutely)
+        assert [occurrence(120)] == self.upcoming(store)
+
+    def test_an_unknown_schedule_has_none(self, store):
+        """An empty namespace does not raise."""
+        assert [] == self.upcoming(store, "nobody")
+
+    def test_many_other_events_are_passed_over(self, store, monkeypatch):
+        """The search continues over as many pages as it takes."""
+        for first in range(0, 2_500, 500):
+            events = [Entry(f"e{i}", "+0", ",3|{}") for i in range(first, first + 500)]
+            store.post(events, "replace")
+        declare(store)
+        asked, ask = [], store.namespace.ask
+        monkeypatch.setattr(
+            store.namespace, "ask", lambda *words: asked.append(words) or ask(*words)
+        )
+        assert [occurrence(1)] == self.upcoming(store)
+        assert 3 == len(asked)
+
+    def test_a_loop_that_cancels_them_ends(self, store, minutely):
+        """Each cancel creates the next occurrence, and the iteration yields only the first."""
+        declare(store, **minutely)
+        for record in store.upcoming("-inf", "+inf", "beat"):
+            assert Cancelled.CANCELLED is store.cancel(record.id)
+        assert [occurrence(120)] == self.upcoming(store)
 
 
 class TestControl:

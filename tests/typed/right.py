@@ -36,6 +36,7 @@ from dtimer import (
     Record,
     RunAt,
     RunAtOptions,
+    ScheduleBlock,
     SkipRetry,
     State,
     TimerOptions,
@@ -166,6 +167,12 @@ timer.remove_listener("error", fail)
 # Results
 assert_type(timer.every(60_000, {"tea": "green"}, id="tea", misfire="skip"), Declared)
 assert_type(timer.cron("@daily", {}, id="tea", tz="Europe/Berlin", overlap="allow"), Declared)
+with timer.declare_schedules(owner="tea", version="1.2") as block:
+    assert_type(timer.every(60_000, {}, id="tea", grace=1_000, expires=5_000), Declared)
+assert_type(block, ScheduleBlock)
+assert_type(block.outcomes, dict[str, Declared])
+for record in timer.upcoming(schedule="tea"):
+    assert_type(record, Record)
 if timer.every(60_000, {}, id="tea") == "same":
     print("as before")
 if timer.cancel("tea") is Cancelled.CANCELLED or timer.cancel("tea") == "not_found":

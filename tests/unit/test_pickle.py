@@ -245,7 +245,7 @@ DATA = [
 
 #: Public classes that only type checkers use, and those whose objects cannot be pickled.
 NO_DATA = {
-    *("DTimer", "RunAt"),
+    *("DTimer", "RunAt", "ScheduleBlock"),
     *("Job", "PostItem", "RedisAddress", "RunAtOptions", "TimerOptions"),
     *("RedisClient", "RedisPipeline"),
 }

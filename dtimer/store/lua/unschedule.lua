@@ -2,7 +2,7 @@
 --
 -- Kind      once
 -- Uses      types session events schedule
--- Commands  hdel hexists
+-- Commands  hexists
 --
 -- Arguments
 --   schedule  its name
@@ -16,11 +16,6 @@ if wrong then return wrong end
 
 local state = schedules().read_state(schedule)
 local known = state ~= nil or redis.call('HEXISTS', STATES, schedule) == 1
-if known then
-  if state and state.next ~= '' then remove(schedules().occurrence_id(schedule, state.next)) end
-  redis.call('HDEL', DEFINITIONS, schedule)
-  redis.call('HDEL', TEMPLATES, schedule)
-  redis.call('HDEL', STATES, schedule)
-end
+if known then schedules().forget(schedule, state) end
 remember(known and '1' or '0')
 return known and '1' or '0'

@@ -48,6 +48,7 @@ local function schedules()
     store_pending = store_pending,
     jitter_of = jitter_of,
     try_writes = try_writes,
+    forget = forget,
     advance = advance,
     let_start = let_start,
     decide = decide,

@@ -3,7 +3,7 @@
 -- Commands  hdel hget hset zadd zrem zscore
 -- Format    occurrence_body parse_template
 -- Reads     due_of expiry_of occurrence_id parse_occurrence_id read_state write_state
--- Sets      advance ended let_start postpone store_pending try_writes
+-- Sets      advance ended forget let_start postpone store_pending try_writes
 
 -- Store the pending occurrence in DUE, as a post does. An event with the same id is replaced:
 -- it may be left from a schedule that was ended and declared again.
@@ -44,6 +44,14 @@ local function advance(schedule, state, after)
   state.waits = ''
   store_pending(schedule, state)
   write_state(schedule, state)
+end
+
+-- End a schedule. An occurrence in flight runs on.
+local function forget(schedule, state)
+  if state and state.next ~= '' then remove(occurrence_id(schedule, state.next)) end
+  redis.call('HDEL', DEFINITIONS, schedule)
+  redis.call('HDEL', TEMPLATES, schedule)
+  redis.call('HDEL', STATES, schedule)
 end
 
 -- Move the pending occurrence to a later time, and record that time. If the user reschedules the
