@@ -66,6 +66,27 @@ bank.charge = lambda order, fence: print("charged", order, fence > 0)
 dt = DTimer("node-1", "embedded:")
 """
 
+CLOSED_BANK = """\
+import types
+from threading import Event
+
+from dtimer import DTimer
+
+
+class NoSuchOrder(Exception):
+    pass
+
+
+def charge_order(order, fence):
+    raise NoSuchOrder(order)
+
+
+died, opening = Event(), iter([False])
+bank = types.SimpleNamespace(is_open=lambda: next(opening, True), NoSuchOrder=NoSuchOrder)
+bank.charge = charge_order
+dt = DTimer("node-1", "embedded:")
+"""
+
 QUEUE = """\
 from threading import Event
 
@@ -135,6 +156,29 @@ print(dt.stats().scheduled, dt.peek("index-17").event == {"index": 17})
         "{'index': 17, 'full': True}\n",
         NODE + 'dt.post({"index": 17}, 60_000, id="index-17")\n',
         'print(dt.peek("index-17").event)\n',
+    ),
+    'docs/howto/snooze.rst: @dt.on("event")': Case(
+        "buried no order 18\nscheduled 0\n",
+        CLOSED_BANK,
+        """
+dt.on("dead", lambda letter: (print(letter.reason, letter.error), died.set()))
+dt.post({"order": 17}, id="charge-17")
+dt.post({"order": 18})
+with dt:
+    died.wait(30)
+record = dt.peek("charge-17")
+print(record.state, record.attempt)
+""",
+    ),
+    "docs/howto/snooze.rst: def print_report(ev):": Case(
+        "page 1\npage 2\n",
+        NODE + "from threading import Event\n\ndone = Event()\n",
+        """
+dt.on("event", lambda events: (print_report(events[0]), done.set()))
+with dt:
+    dt.post({"pages": 2})
+    done.wait(30)
+""",
     ),
     "docs/internals.rst: from dtimer.faultpoints import arm": Case(
         "{}\n", "import os, signal\n", "from dtimer.faultpoints import armed\nprint(armed)\n"
