@@ -121,7 +121,7 @@ def clear(settings: Settings, yes: bool) -> None:
     \b
     Examples:
       $ dtimer upgrade
-      $ dtimer upgrade --ns orders
+      $ dtimer upgrade --json
     """
 )
 @shared()

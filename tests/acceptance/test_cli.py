@@ -248,9 +248,8 @@ class TestUpcoming:
         """A program needs the exact due time and the whole payload."""
         timer.post({"n": 1}, at=1_896_076_800_000, id="tea")
         expected = {"id": "tea", "event": {"n": 1}, "due": 1_896_076_800_000.0}
-        assert [expected | {"state": "scheduled", "attempt": 0}] == run(
-            "upcoming", "--json"
-        ).objects
+        expected |= {"state": "scheduled", "attempt": 0, "max_retries": 3, "expires": None}
+        assert [expected] == run("upcoming", "--json").objects
 
     def test_limit_says_if_there_are_more(self, run, timer):
         """Stderr says so, because a cut list looks like a whole one."""
@@ -399,7 +398,7 @@ COMMANDS = {
     *("every", "cron", "schedules", "unschedule", "run-now"),
     *("listen", "nodes", "stats", "health", "tail", "top", "pause", "resume"),
     *("dead", "revive", "drop", "purge", "clear", "export", "import"),
-    *("doctor", "demo", "completion"),
+    *("doctor", "demo", "completion", "ahead", "history", "in-flight", "upgrade"),
 }
 
 
