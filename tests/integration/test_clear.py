@@ -55,6 +55,16 @@ class TestContents:
         (claim,) = node.claim()
         assert claim.token > max(c.token for c in filled.values())
 
+    def test_forgets_the_owners_of_schedules(self, store, client, filled):
+        """The version of a newer program must not keep an older one out of an empty namespace."""
+        assert filled
+        client.hset(store.keys.sys, "owner:web", "3.1;n4:beat")
+        before = client.hlen(store.keys.sys)
+        store.clear()
+        assert client.hget(store.keys.sys, "owner:web") is None
+        # The total of the deleted events is new.
+        assert before == client.hlen(store.keys.sys)
+
     def test_accounts_for_the_deleted_events(self, store, filled):
         """An account of all posts would else miss them."""
         assert filled
