@@ -8,6 +8,7 @@ __all__ = [
     "Cancelled",
     "Cleared",
     "ClockJump",
+    "Codec",
     "DTimer",
     "DTimerError",
     "DeadLetter",
@@ -23,6 +24,7 @@ __all__ = [
     "IfExists",
     "InFlight",
     "Job",
+    "Json",
     "LeaseLost",
     "Minute",
     "Misfire",
@@ -46,13 +48,16 @@ __all__ = [
     "Schedule",
     "ScheduleBlock",
     "ScriptError",
+    "Signed",
     "SkipRetry",
     "State",
     "StateRollback",
     "Stats",
     "StoreError",
     "TimerOptions",
+    "UnreadablePayload",
     "UsageError",
+    "Zlib",
 ]
 
 # The modules that define these names. Those that import the fewest others come first.
@@ -61,6 +66,7 @@ _MODULES = (
     "dtimer.model.outcomes",
     "dtimer.model.times",
     "dtimer.model.arguments",
+    "dtimer.model.codecs",
     "dtimer.model.event",
     "dtimer.model.emission",
     "dtimer.model.ids",
@@ -79,6 +85,7 @@ if TYPE_CHECKING:
     # With `*`, so that each name is written only once, in __all__.
     from dtimer.errors import *
     from dtimer.model.arguments import *
+    from dtimer.model.codecs import *
     from dtimer.model.emission import *
     from dtimer.model.event import *
     from dtimer.model.ids import *

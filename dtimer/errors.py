@@ -7,7 +7,8 @@ The errors of dtimer, in one tree. The type says where the fault lies.
     ├── OptionError (ValueError)     an argument or option has an invalid value
     ├── UsageError (RuntimeError)    a method was called at the wrong time
     ├── PayloadError (ValueError)    the payload cannot be written as JSON, or read back
-    │   └── PayloadTooLarge          … or is over the size limit
+    │   ├── PayloadTooLarge          … or is over the size limit
+    │   └── UnreadablePayload        … or this process lacks the codec or the key to open it
     ├── EventExists (ValueError)     post(..., if_exists="error") found a pending event with that id
     ├── HandlerError                 a handler raised; __cause__ is its exception
     ├── SkipRetry                    raised by a handler: its event becomes a dead letter now
@@ -103,6 +104,16 @@ class PayloadError(DTimerError, ValueError):
 
 class PayloadTooLarge(PayloadError):
     """A payload is over the size limit; the text states both sizes in bytes."""
+
+
+class UnreadablePayload(PayloadError):
+    """
+    A stored payload cannot be opened here: this process lacks the codec or the key, or it was
+    changed.
+
+    A codec raises it. The event is not lost: it is delivered to a node that can open it. dtimer
+    emits the error as ``'error'``, at most once a minute.
+    """
 
 
 class EventExists(DTimerError, ValueError):

@@ -31,7 +31,7 @@ _COLUMNS = (
 def letter_cells(letter: DeadLetter, narrow: bool) -> list[str]:
     """Return the cells of a dead letter, for people."""
     died = brief(letter.died) if narrow else moment(letter.died)
-    about = f"{escaped(letter.error)}  {payload(letter.event)}".strip()
+    about = f"{escaped(letter.error)}  {payload(letter.event, letter.sealed)}".strip()
     # One ms later, so that a letter of this moment is "1ms ago" and not "in 0ms".
     ago = from_now(letter.died, time.time() * 1000 + 1)
     return [died, ago, escaped(letter.id), str(letter.attempt), letter.reason, about]

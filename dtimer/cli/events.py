@@ -94,7 +94,7 @@ def post(  # noqa: PLR0917 - click passes them by name
     }
     delay = timedelta(0) if delay is None else delay
     # Check everything before looking for a server.
-    prepare(validate({"ns": settings.ns}), IdGenerator(), event, delay or 0, **given)
+    prepare(validate(settings.timer_options()), IdGenerator(), event, delay or 0, **given)
     print_assumed_zones(settings, due=at, expires=expires)
     with opened(settings) as timer:
         posted = timer.post(event, delay or 0, **given, wait_replicas=wait_replicas)
@@ -151,7 +151,7 @@ def cells(record: Record, narrow: bool, now: float | None = None) -> list[str]:
     now = time.time() * 1000 if now is None else now
     due = brief(record.due) if narrow else moment(record.due)
     about = (due, from_now(record.due, now), escaped(record.id), str(record.attempt))
-    return [*about, payload(record.event)]
+    return [*about, payload(record.event, record.sealed)]
 
 
 def print_assumed_zones(settings: Settings, **moments: object) -> None:

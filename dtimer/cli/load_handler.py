@@ -1,4 +1,4 @@
-"""Import a handler that is given as ``package.module:function``."""
+"""Import a handler or a codec that is given as ``package.module:name``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Handler = Callable[[list[Any]], Any]
 
 
 class NoHandler(click.ClickException):
-    """The handler cannot be imported; the text says why."""
+    """The handler or the codec cannot be imported; the text says why."""
 
     exit_code: ClassVar[int] = ExitCode.IMPORT
 
@@ -31,10 +31,27 @@ def load_handler(spec: str) -> Handler:
         click.UsageError: *spec* is not of the form ``package.module:function``.
         NoHandler: there is no such module or function, or the import failed.
     """
+    found = load_object(spec, "--handler")
+    if not callable(found):
+        raise NoHandler(f"{spec!r} is not callable, but {found!r:.80}")
+    if inspect.iscoroutinefunction(found):
+        raise NoHandler(f"{spec!r} is a coroutine function; handlers are called on threads")
+    return found  # type: ignore[no-any-return]
+
+
+def load_object(spec: str, option: str) -> Any:
+    """
+    Import the value of an *option*. The current directory is searched first.
+
+    Raises:
+        click.UsageError: *spec* is not of the form ``package.module:name``.
+        NoHandler: there is no such module or name, or the import failed.
+    """
     module, colon, path = spec.partition(":")
     names = [*module.split("."), *path.split(".")]
     if not colon or not all(name.isidentifier() for name in names):
-        raise click.UsageError(f"--handler must be package.module:function, not {spec!r}")
+        what = "function" if option == "--handler" else "name"
+        raise click.UsageError(f"{option} must be package.module:{what}, not {spec!r}")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     found = _import(module)
@@ -43,11 +60,7 @@ def load_handler(spec: str) -> Handler:
             found = getattr(found, name)
         except AttributeError:
             raise NoHandler(f"{spec!r}: there is no {name!r} in {found!r:.80}") from None
-    if not callable(found):
-        raise NoHandler(f"{spec!r} is not callable, but {found!r:.80}")
-    if inspect.iscoroutinefunction(found):
-        raise NoHandler(f"{spec!r} is a coroutine function; handlers are called on threads")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _import(module: str) -> Any:

@@ -24,6 +24,8 @@ def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
         settings.url_is_typed = ctx.get_parameter_source("url") is ParameterSource.COMMANDLINE
     elif param.name == "ns":
         settings.ns = value
+    elif param.name == "codec":
+        settings.codec_name = value
     else:
         settings.as_json = True
 
@@ -44,6 +46,12 @@ def shared(*, environment: bool = False, ns: bool = True) -> Callable[[Command],
         command = option("--json", "as_json", is_flag=True, help="Print JSON, one object a line.")(
             command
         )
+        command = option(
+            "--codec",
+            envvar="DTIMER_CODEC" if environment else None,
+            metavar="MODULE:NAME",
+            help="The codec of the payloads, as your program has it (env DTIMER_CODEC).",
+        )(command)
         if ns:
             command = option(
                 "--ns",

@@ -33,11 +33,14 @@ def escaped(text: str) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def payload(value: dict[str, Any] | None) -> str:
-    """Format a payload on one line, for people."""
+def payload(value: dict[str, Any] | None, sealed: str | None = None) -> str:
+    """Format a payload on one line, for people, or describe a payload that cannot be opened."""
+    if sealed is not None:
+        return f"<{sealed}>"
     if value is None:
         return "(not a payload)"
-    return escaped(json.dumps(value, ensure_ascii=False))
+    # A codec of the user may return values that JSON does not have.
+    return escaped(json.dumps(value, ensure_ascii=False, default=repr))
 
 
 def moment(ms: float, timespec: str = "milliseconds") -> str:
@@ -155,7 +158,7 @@ class Output:
 
     def _say(self, stream: TextIO, parts: Any, fields: dict[str, Any]) -> None:
         with self._lock:
-            line = json.dumps(fields) if self.as_json else self._line(stream, parts)
+            line = json.dumps(fields, default=repr) if self.as_json else self._line(stream, parts)
             stream.write(line + "\n")
             stream.flush()
 

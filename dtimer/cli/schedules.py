@@ -77,7 +77,7 @@ def _declare(
     for name in ("start", "end"):
         given[name] = given[name] and given[name].at
     # Check everything before looking for a server.
-    spec = prepare_schedule(validate({"ns": settings.ns}), ev=event, **rule, **given)
+    spec = prepare_schedule(validate(settings.timer_options()), ev=event, **rule, **given)
     with opened_store(settings) as store:
         outcome = store.schedules.declare(spec)
         schedule = store.schedules.get(id)
@@ -156,7 +156,7 @@ def _cells(schedule: Schedule, narrow: bool) -> list[str]:
     if schedule.due is not None:
         due, away = write(schedule.due), from_now(schedule.due, time.time() * 1000)
     last = "never" if schedule.last is None else write(schedule.last)
-    event = payload(schedule.event)
+    event = payload(schedule.event, schedule.sealed)
     return [escaped(schedule.id), escaped(rule_of(schedule)), due, away, last, event]
 
 

@@ -16,8 +16,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from dtimer import embedded
+from dtimer.cli.load_handler import load_object
 from dtimer.cli.output import Output
 from dtimer.errors import StoreError
+from dtimer.model.codecs import JSON, Codec
 from dtimer.model.ids import check_id
 from dtimer.model.options import validate
 from dtimer.store.connection.sources import DEFAULT_URL, source
@@ -41,6 +43,17 @@ class Settings:
     url_is_typed: bool = False
     ns: str = "dt"
     as_json: bool = False
+    #: Where the codec is, as ``package.module:name``; None for the default codec.
+    codec_name: str | None = None
+
+    @functools.cached_property
+    def codec(self) -> Codec:
+        """The codec of the payloads, imported on first use."""
+        return JSON if self.codec_name is None else load_object(self.codec_name, "--codec")
+
+    def timer_options(self) -> dict[str, Any]:
+        """Return the options of a timer that follow from these settings."""
+        return {"ns": self.ns, "codec": self.codec}
 
     @functools.cached_property
     def output(self) -> Output:
@@ -102,8 +115,9 @@ def opened(settings: Settings, id: str = "cli", **options: Any) -> Iterator[DTim
         StoreError: no server was found.
     """
     check_id(id)
-    validate({"ns": settings.ns} | options)
-    timer = DTimer(id, chosen_url(settings), ns=settings.ns, **options)
+    options = settings.timer_options() | options
+    validate(options)
+    timer = DTimer(id, chosen_url(settings), **options)
     try:
         yield timer
     except BaseException:
@@ -119,9 +133,13 @@ def opened_store(settings: Settings, timeout: float = TIMEOUT) -> Iterator[Store
     Yield the store itself, for operations that a timer does not have.
 
     Raises:
+        OptionError: ``--codec`` does not name a codec. Raised before any I/O.
         StoreError: no server was found.
     """
-    store = Store(source(chosen_url(settings), timeout / TRIES), settings.ns, timeout=timeout)
+    coder = validate(settings.timer_options()).codec
+    store = Store(
+        source(chosen_url(settings), timeout / TRIES), settings.ns, timeout=timeout, coder=coder
+    )
     try:
         yield store
     finally:

@@ -47,7 +47,7 @@ def peek(settings: Settings, id: str) -> int:
         "starts": str(record.attempt),
         "retries": "" if record.max_retries is None else f"at most {record.max_retries}",
         "expires": "" if record.expires is None else moment(record.expires),
-        "event": payload(record.event),
+        "event": payload(record.event, record.sealed),
     }
     for name, value in rows.items():
         if value:

@@ -133,7 +133,7 @@ class Follow:
             (escaped(letter.id), "cyan"),
             f"  {letter.reason}, starts {letter.attempt}  ",
             (f"{escaped(letter.error)}  ", "yellow"),
-            payload(letter.event),
+            payload(letter.event, letter.sealed),
             kind="dead",
             **letter_fields(letter),
         )

@@ -25,7 +25,6 @@ from dtimer.model.claims import Claim, Outcome, Renewal, Settlement, Verdict
 from dtimer.model.event import Event
 from dtimer.model.options import Options
 from dtimer.model.outcomes import Reason
-from dtimer.model.payload import decode
 from dtimer.model.retry import exponential, wait_us
 from dtimer.model.times import Duration, duration_us
 
@@ -143,8 +142,10 @@ class Lease:
 
         Raises:
             PayloadError: The payload cannot be decoded.
+            UnreadablePayload: This node cannot open it.
         """
-        self.event = Event(decode(self.claim.payload), self.claim, self, unread_ms=unread_ms)
+        payload = self._options.codec.decode(self.claim.payload)
+        self.event = Event(payload, self.claim, self, unread_ms=unread_ms)
 
     @property
     def _longest_wait(self) -> float:

@@ -12,10 +12,12 @@ from dtimer.engine.batching import MAX_ADVANCE_SECONDS
 from dtimer.engine.clock import boottime
 from dtimer.engine.lease import Lease, trusted_until
 from dtimer.engine.ports import Announcements, LeaseStore
-from dtimer.errors import LeaseLost, PayloadError
+from dtimer.engine.unreadable import UnreadableEvents
+from dtimer.errors import LeaseLost, PayloadError, UnreadablePayload
 from dtimer.log import Log
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.options import Options
+from dtimer.model.outcomes import Reason
 
 #: The most settlements that one claim carries, because a script must stay short.
 MOST_SETTLEMENTS = 250
@@ -63,6 +65,8 @@ class LeaseTable:
         self._options = options
         self._store = store
         self._announcements = announcements
+        #: The events that this node cannot open.
+        self.unreadable: UnreadableEvents = UnreadableEvents(announcements)
         self._leases: dict[int, Lease] = {}
         self._settlements: list[Settlement] = []
         self._unsettled_since = 0.0
@@ -80,6 +84,8 @@ class LeaseTable:
         """
         Add and return the leases of *claims*, except of those whose payload cannot be decoded.
 
+        Corrupt events become dead letters. Events that another node may open are snoozed.
+
         Args:
             claims: The events that a claim got.
             sent: When the claim was sent, on the monotonic clock.
@@ -93,10 +99,12 @@ class LeaseTable:
             lease = Lease(claim, self._options, self._store, self, trusted)
             try:
                 lease.decode(unread_ms)
+            except UnreadablePayload as e:
+                self._settle_unread(lease, self.unreadable.settlement(claim, e))
+                continue
             except PayloadError as e:
-                lease.reserve(Verdict.BURY)
-                self._add([lease])
-                self.settle([Settlement(*lease.key, Verdict.BURY, error=str(e), reason="corrupt")])
+                corrupt = lease.settlement(Verdict.BURY, error=str(e), reason=Reason.CORRUPT)
+                self._settle_unread(lease, corrupt)
                 continue
             # A test's clock does not advance while an event waits.
             if claim.expires_us is not None and self._options.now is None:
@@ -105,6 +113,12 @@ class LeaseTable:
             leases.append(lease)
         self._add(leases)
         return leases
+
+    def _settle_unread(self, lease: Lease, settlement: Settlement) -> None:
+        """Settle a lease whose event cannot be made."""
+        lease.reserve(settlement.verdict)
+        self._add([lease])
+        self.settle([settlement])
 
     def _add(self, leases: Sequence[Lease]) -> None:
         for lease in leases:

@@ -16,8 +16,10 @@ from typing import Annotated, Any, TypeAlias, TypedDict, TypeVar, get_type_hints
 
 from dtimer.errors import OptionError
 from dtimer.model import hints, summary
+from dtimer.model.codecs import JSON, Codec, Coder, check_codec
 from dtimer.model.ids import check_namespace
 from dtimer.model.retry import Backoff, exponential, wait_us
+from dtimer.model.sealed import MOST_BYTES
 from dtimer.model.times import Duration, duration_us
 from dtimer.naming import public
 
@@ -157,7 +159,7 @@ class RunAtOptions(TypedDict, total=False):
     max_run: Annotated[Duration | None, Time(None, 1, 30 * _DAY_MS)]
     """After this time, the lease of a running handler is no longer renewed. None means no limit."""
 
-    max_payload: Annotated[int, Count(256 * 1024, 2, 64 * 1024 * 1024)]
+    max_payload: Annotated[int, Count(256 * 1024, 2, MOST_BYTES)]
     """The largest payload, in bytes of JSON."""
 
     dead_limit: Annotated[int, Count(10_000, 0, 10_000_000)]
@@ -202,6 +204,9 @@ class TimerOptions(RunAtOptions, total=False):
     poll_interval: Annotated[Duration, Time(1_000, 10, 3_600_000)]
     """How late an event may be if pub/sub messages are lost."""
 
+    codec: Annotated[Codec, Other(JSON, check_codec)]
+    """How payloads are written: compressed, signed or encrypted. See the page on codecs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Options:
@@ -219,6 +224,7 @@ class Options:
     timeout: int
     max_run: int | None
     max_payload: int
+    codec: Coder
     dead_limit: int
     dead_age: int
     exit_timeout: int

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from json.scanner import make_scanner
 from typing import Any, NoReturn
 
-from dtimer.errors import PayloadError, PayloadTooLarge
-from dtimer.model import payload_errors
+from dtimer.errors import PayloadError, PayloadTooLarge, UnreadablePayload
+from dtimer.model import payload_errors, sealed
 
 #: A payload that is nested more deeply than this is a mistake, or contains itself.
 DEEPEST = 100
@@ -137,14 +137,17 @@ def encode(payload: object, limit: int) -> str:
 
 def decode(raw: bytes) -> dict[str, Any]:
     """
-    Decode the stored bytes of a payload.
+    Decode the stored bytes of a payload, which may be compressed.
 
     Raises:
         PayloadError: the bytes are not a JSON object, so dtimer has not written them.
+        UnreadablePayload: another codec has written them, or they are damaged.
     """
     try:
         payload = parse(raw.decode())
     except (ValueError, RecursionError) as e:
+        if sealed.is_tagged(raw):
+            return _decode_tagged(raw)
         raise PayloadError(f"the stored payload is not JSON: {e}") from e
     if not isinstance(payload, dict):
         raise PayloadError(f"the stored payload is a {type(payload).__name__}, not a JSON object")
@@ -153,3 +156,13 @@ def decode(raw: bytes) -> dict[str, Any]:
     if len(raw) > 2 * DEEPEST and raw.count(b"[") + raw.count(b"{") > DEEPEST:
         _check(payload)
     return payload
+
+
+def _decode_tagged(raw: bytes) -> dict[str, Any]:
+    inner = sealed.inflate(raw) if raw.startswith(sealed.COMPRESSED) else raw
+    if sealed.is_tagged(inner):
+        raise UnreadablePayload(
+            f"the payload is {sealed.word(inner)}: this process needs the option codec that"
+            " the others have"
+        )
+    return decode(inner)

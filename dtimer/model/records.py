@@ -67,12 +67,14 @@ class Record:
 
     Attributes:
         id: The id of the event.
-        event: The payload; None if the stored bytes are not a valid payload.
+        event: The payload; None if the stored bytes are not a valid payload, or the codec of this
+            timer cannot open them.
         due: The due time in ms since the epoch; in flight, that of the current attempt.
         state: The state.
         attempt: How many times the event has been started.
         max_retries: How often it may be delivered again; None if the stored bytes are not valid.
         expires: When it expires, in ms since the epoch; None if it does not.
+        sealed: If the codec cannot open the payload, its kind and length: ``encrypted, 312 bytes``.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Record:
     attempt: int
     max_retries: int | None = None
     expires: float | None = None
+    sealed: str | None = None
 
     @property
     def expires_at(self) -> datetime | None:
@@ -111,12 +114,14 @@ class DeadLetter:
 
     Attributes:
         id: The id of the event.
-        event: The payload; None if the stored bytes are not a valid payload.
+        event: The payload; None if the stored bytes are not a valid payload, or the codec of this
+            timer cannot open them.
         attempt: How many times the event was started.
         reason: A `Reason`; a plain string if this version of dtimer does not know it.
         error: The text of the last failure, with its traceback if a handler raised.
         died: When the event became a dead letter, in ms since the epoch.
         raw: The stored bytes, even if they are not a valid payload.
+        sealed: If the codec cannot open the payload, its kind and length: ``encrypted, 312 bytes``.
     """
 
     id: str
@@ -126,6 +131,7 @@ class DeadLetter:
     error: str
     died: float
     raw: bytes
+    sealed: str | None = None
 
     @property
     def died_at(self) -> datetime:
@@ -151,7 +157,7 @@ class Schedule:
 
     Attributes:
         id: The id of the schedule.
-        event: The payload of its occurrences.
+        event: The payload of its occurrences; None if the codec of this timer cannot open it.
         interval: The time between two occurrences; None for a cron schedule.
         cron: The cron expression; None for an interval.
         tz: The time zone of the cron expression.
@@ -166,10 +172,11 @@ class Schedule:
         grace: How late an occurrence may start, or None if that is not limited.
         expires: How long after its due time an occurrence expires, or None.
         owner: The owner of the block that declares it (``declare_schedules``), or None.
+        sealed: If the codec cannot open the payload, its kind and length: ``encrypted, 312 bytes``.
     """
 
     id: str
-    event: dict[str, Any]
+    event: dict[str, Any] | None
     interval: float | None
     cron: str | None
     tz: str
@@ -183,6 +190,7 @@ class Schedule:
     grace: float | None = None
     expires: float | None = None
     owner: str | None = None
+    sealed: str | None = None
 
     @property
     def due_at(self) -> datetime | None:
@@ -345,6 +353,8 @@ class Health:
         dropped: How many emissions other than ``'event'`` were dropped because listeners were
             10 000 behind. Dead letters are not lost by this: ``dead()`` still returns them.
         joining: True while ``join(wait=False)`` keeps trying, and during any other `join`.
+        unreadable: How often this node could not open the payload of an event, because it lacks the
+            codec or the key. The event then waits for another node.
     """
 
     ok: bool
@@ -359,6 +369,7 @@ class Health:
     listening: bool = True
     dropped: int = 0
     joining: bool = False
+    unreadable: int = 0
 
     def __repr__(self) -> str:
         words = ["ok"] if self.ok else ["not ok"]
@@ -366,7 +377,9 @@ class Health:
         words += ["deaf"] if self.deaf else []
         words += [] if self.listening else ["not listening"]
         ages = {"claim_age_ms": self.claim_age_ms, "heard_age_ms": self.heard_age_ms}
-        counts = {name: getattr(self, name) for name in ("stuck", "restarts", "dropped")}
+        counts = {
+            name: getattr(self, name) for name in ("stuck", "restarts", "dropped", "unreadable")
+        }
         return summary.record(
             "Health",
             None,

@@ -13,7 +13,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -71,6 +71,9 @@ class ScheduleSpec:
 
     ``start`` and ``stop`` are µs since the epoch, or None. ``max_retries``, ``payload``, ``grace``
     and ``expires`` apply to each occurrence. The last two are µs after its due time, or None.
+    ``payload`` is in stored form. ``identity`` is the text that the
+    fingerprint has of it: a codec may write the same payload differently each time. It is not
+    stored, so a schedule that was read has none.
     """
 
     id: str
@@ -87,6 +90,7 @@ class ScheduleSpec:
     payload: str = field(repr=False)
     grace: int | None = None
     expires: int | None = None
+    identity: str | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> str:
         """
@@ -96,17 +100,18 @@ class ScheduleSpec:
         Otherwise all fingerprints change: nodes of two versions would each declare their schedules
         as changed, and the older version could not read the definitions of the newer.
         """
-        fields = {n: getattr(self, n) for n in self.__slots__ if n not in ("id", "payload")}
+        stored = {n: getattr(self, n) for n in STORED_FIELDS}
         for name in LATER_FIELDS:
-            if fields[name] is None:
-                del fields[name]
-        return json.dumps(fields, separators=(",", ":"), sort_keys=True)
+            if stored[name] is None:
+                del stored[name]
+        return json.dumps(stored, separators=(",", ":"), sort_keys=True)
 
     @property
     def fingerprint(self) -> str:
         """A hash of the specification. Declaring one with the same hash again changes nothing."""
-        text = self.to_json() + self.payload
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        text = self.to_json() + (self.payload if self.identity is None else self.identity)
+        raw = text.encode(errors="surrogateescape")
+        return hashlib.blake2b(raw, digest_size=8).hexdigest()
 
     def nominals(self, after_us: int) -> Iterator[int]:
         """Yield the nominal times of a cron schedule after a moment, in µs, up to its end."""
@@ -127,6 +132,12 @@ class Declaration:
     version: str = ""
 
 
+#: The fields of a stored specification.
+STORED_FIELDS = [
+    each.name for each in fields(ScheduleSpec) if each.name not in {"id", "payload", "identity"}
+]
+
+
 def spec_from_json(id: str, text: bytes, payload: bytes) -> ScheduleSpec:
     """
     Return the specification of a schedule from its stored form.
@@ -140,8 +151,10 @@ def spec_from_json(id: str, text: bytes, payload: bytes) -> ScheduleSpec:
         NamespaceCorrupt: the stored form is not valid, so dtimer has not written it.
     """
     try:
-        fields: dict[str, Any] = json.loads(text)
-        made = ScheduleSpec(id=id, payload=payload.decode(), **fields)
+        stored: dict[str, Any] = json.loads(text)
+        given = payload.decode(errors="surrogateescape")
+        # With `identity`, so that a stored field of this name is refused.
+        made = ScheduleSpec(id=id, payload=given, identity=None, **stored)
         _check_read(made)
     # CPython 3.11 reports a field named "id" as a KeyError while another exception is handled.
     except (TypeError, ValueError, KeyError, RecursionError) as e:
@@ -221,6 +234,7 @@ def make_spec(
     payload: str,
     grace: Duration | None = None,
     expires: Duration | None = None,
+    identity: str | None = None,
     stepped: bool = False,
 ) -> ScheduleSpec:
     """
@@ -266,6 +280,7 @@ def make_spec(
         payload=payload,
         grace=_check_limit(grace, "grace"),
         expires=_check_limit(expires, "expires"),
+        identity=identity,
     )
 
 

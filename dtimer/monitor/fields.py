@@ -17,7 +17,8 @@ def letter_fields(letter: DeadLetter) -> dict[str, Any]:
     """Return the fields of a dead letter, with its bytes only if they are not a payload."""
     fields = dataclasses.asdict(letter)
     raw = fields.pop("raw")
-    return fields if letter.event is not None else fields | {"raw": raw.decode(errors="replace")}
+    is_payload = letter.event is not None or letter.sealed is not None
+    return fields if is_payload else fields | {"raw": raw.decode(errors="replace")}
 
 
 def stats_fields(stats: Stats) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class AdminStore:
             died_us: Its time of death.
         """
         for id, died, letter in self.store.walks.dead(self._ask, _PAGE, str(died_us), last):
-            yield read_letter(id, died, letter)
+            yield read_letter(id, died, letter, self.store.coder)
 
     def restore(self, letters: Sequence[DeadLetter]) -> int:
         """

@@ -13,13 +13,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from dtimer.errors import PayloadError
+from dtimer.errors import PayloadError, UnreadablePayload
+from dtimer.model import sealed
 from dtimer.model.claims import Claim
+from dtimer.model.codecs import PLAIN, Coder
 from dtimer.model.histogram import upper_end
 from dtimer.model.ids import schedule_of
 from dtimer.model.outcomes import Reason
 from dtimer.model.overviews import Minute
-from dtimer.model.payload import decode
 from dtimer.model.records import DeadLetter
 from dtimer.model.schedules import ScheduleSpec, spec_from_json
 
@@ -69,7 +70,7 @@ class Body:
     Attributes:
         expires_us: The expiry time; None if the event does not expire.
         max_retries: How often the event may be delivered again.
-        payload: The payload, as JSON.
+        payload: The payload in stored form, as JSON unless a codec has written it.
         chosen_id: True if the user chose the id.
         nominal_us: The nominal time of an occurrence; None for any other event.
         missed: How many missed occurrences this one replaces.
@@ -104,7 +105,7 @@ def write_body(
     Args:
         expires: µs since the epoch, or ``""``. A script that posts also accepts ``+µs`` from now.
         max_retries: How often the event may be delivered again.
-        payload: The payload, as JSON.
+        payload: The payload in stored form, as JSON unless a codec has written it.
         chosen_id: True if the user chose the id. A later post may then replace the event, so nodes
             do not claim it ahead of its due time.
         limited_wait: True if the event is posted with ``max_wait``. The script that posts adds the
@@ -114,6 +115,11 @@ def write_body(
     flags = f"{',f' if limited_wait else ''}{f',t{trace}' if trace else ''}"
     mark = ",n" if chosen_id else "," if flags else ""
     return f"{expires},{max_retries}{mark}{flags}|{payload}"
+
+
+def with_payload(body: str, payload: str) -> str:
+    """Return a body with another payload, in stored form."""
+    return f"{body.partition('|')[0]}|{payload}"
 
 
 def write_occurrence(
@@ -154,13 +160,28 @@ def _snooze(flags: bytes | None) -> tuple[int | None, str]:
     return (int(found[1]), found[2].decode()) if found else (None, "")
 
 
-def read_payload(raw: bytes | None) -> dict[str, Any] | None:
-    """Return the payload of a body, or None if it cannot be read."""
-    body = read_body(raw or b"")
+class Payload(NamedTuple):
+    """A payload as inspections show it. Both are None if the bytes are not a valid payload."""
+
+    event: dict[str, Any] | None
+    #: The kind and length of a payload that the codec cannot open.
+    sealed: str | None = None
+
+
+def open_payload(raw: bytes, coder: Coder = PLAIN) -> Payload:
+    """Return the payload of stored bytes."""
     try:
-        return None if body is None else decode(body.payload)
+        return Payload(coder.decode(raw))
+    except UnreadablePayload:
+        return Payload(None, sealed.describe(raw))
     except PayloadError:
-        return None
+        return Payload(None)
+
+
+def read_payload(raw: bytes | None, coder: Coder = PLAIN) -> Payload:
+    """Return the payload of a body."""
+    body = read_body(raw or b"")
+    return Payload(None) if body is None else open_payload(body.payload, coder)
 
 
 def read_claim(
@@ -194,21 +215,23 @@ def write_letter(letter: DeadLetter) -> str:
     return text(head + error + letter.raw)
 
 
-def read_letter(id: str, died_us: int, raw: bytes) -> DeadLetter:
+def read_letter(id: str, died_us: int, raw: bytes, coder: Coder = PLAIN) -> DeadLetter:
     """Read a dead letter; return it with the reason ``corrupt`` if dtimer did not write it."""
     match = _LETTER.match(raw)
     if match is None:
         return DeadLetter(id, None, 0, Reason.CORRUPT, "", died_us / 1000, raw)
     end = match.end() + int(match[3])
     error, body = raw[match.end() : end], raw[end:]
+    event, closed = read_payload(body, coder)
     return DeadLetter(
         id=id,
-        event=read_payload(body),
+        event=event,
         attempt=int(match[1]),
         reason=Reason.read(text(match[2])),
         error=text(error),
         died=died_us / 1000,
         raw=body,
+        sealed=closed,
     )
 
 

@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, overload
 
-from dtimer.errors import NamespaceCorrupt, PayloadError
+from dtimer.errors import NamespaceCorrupt
 from dtimer.model.claims import Claim, ClaimReply, Outcome, Renewal, Settlement, Verdict
+from dtimer.model.codecs import PLAIN, Coder
 from dtimer.model.outcomes import Declared
-from dtimer.model.payload import decode
 from dtimer.model.records import Cancelled, Record, Schedule, State
 from dtimer.store.format import (
+    open_payload,
     read_body,
     read_claim,
     read_letter,
-    read_payload,
     read_schedule_state,
     read_spec,
     text,
@@ -221,23 +221,24 @@ def read_claim_reply(
     )
 
 
-def read_record(id: str, reply: Sequence[Any]) -> Record | None:
+def read_record(id: str, reply: Sequence[Any], coder: Coder = PLAIN) -> Record | None:
     """Read the reply to a peek."""
     if not reply:
         return None
     state, due, attempt, raw = State(text(reply[0])), integer(reply[1]), reply[2], reply[3]
     if state is State.DEAD:
-        letter = read_letter(id, due, raw)
-        return _record(id, letter.raw, letter.died, state, letter.attempt)
-    return _record(id, raw, due / 1000, state, integer(attempt))
+        letter = read_letter(id, due, raw, coder)
+        return _record(id, letter.raw, letter.died, state, letter.attempt, coder=coder)
+    return _record(id, raw, due / 1000, state, integer(attempt), coder=coder)
 
 
-def _record(id: str, raw: bytes, due: float, state: State, attempt: int) -> Record:
+def _record(id: str, raw: bytes, due: float, state: State, attempt: int, *, coder: Coder) -> Record:
     body = read_body(raw)
     if body is None:
         return Record(id, None, due, state, attempt)
     expires = None if body.expires_us is None else body.expires_us / 1000
-    return Record(id, read_payload(raw), due, state, attempt, body.max_retries, expires)
+    event, sealed = open_payload(body.payload, coder)
+    return Record(id, event, due, state, attempt, body.max_retries, expires, sealed)
 
 
 def read_cancelled(reply: bytes, count: int) -> list[Cancelled | None]:
@@ -305,7 +306,7 @@ def read_declaring(count: int, reply: bytes) -> Declaring:
     return Declaring(outcomes, removed)
 
 
-def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
+def read_schedule(id: str, reply: Sequence[Any], coder: Coder = PLAIN) -> Schedule | None:
     """
     Read the reply to a look-up of a schedule.
 
@@ -316,10 +317,11 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
         return None
     spec = read_spec(id, reply[0], reply[1])
     schedule_state = read_schedule_state(reply[2])
-    try:
-        event = decode(spec.payload.encode())
-    except PayloadError as e:
-        raise NamespaceCorrupt(f"the payload of the schedule {id!r} cannot be read: {e}") from None
+    event, sealed = open_payload(spec.payload.encode(errors="surrogateescape"), coder)
+    if event is None and sealed is None:
+        raise NamespaceCorrupt(
+            f"the payload of the schedule {id!r} is not a JSON object: declare it again"
+        )
     if not reply[4]:
         raise NamespaceCorrupt(
             f"the stored state of the schedule {id!r} cannot be read:"
@@ -341,10 +343,11 @@ def read_schedule(id: str, reply: Sequence[Any]) -> Schedule | None:
         left=int(schedule_state["left"]) if schedule_state["left"] else None,
         paused=schedule_state["paused"] == "1",
         owner=schedule_state.get("owner") or None,
+        sealed=sealed,
     )
 
 
-def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes) -> Record:
+def read_scheduled(id: str, due: bytes, tries: bytes, body: bytes, coder: Coder = PLAIN) -> Record:
     """Read one waiting event of an iteration."""
     due_ms, attempt = integer(due) / 1000, integer(tries)
-    return _record(id, body, due_ms, State.SCHEDULED, attempt)
+    return _record(id, body, due_ms, State.SCHEDULED, attempt, coder=coder)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 from dtimer.errors import NamespaceCorrupt, OutcomeUnknown, StoreError
+from dtimer.model.codecs import Coder
 from dtimer.model.outcomes import Declared
 from dtimer.model.records import Schedule
 from dtimer.model.schedules import (
@@ -66,10 +67,12 @@ class Schedules:
         namespace: Calls the scripts.
         walks: The iterations in progress, which must not yield an occurrence that a change here
             creates.
+        coder: Reads the payloads of the occurrences.
     """
 
-    def __init__(self, namespace: Namespace, walks: Walks) -> None:
+    def __init__(self, namespace: Namespace, walks: Walks, coder: Coder) -> None:
         self._namespace = namespace
+        self._coder = coder
         self._walks = walks
         # The declarations of this timer, and when it made them, on the monotonic clock. The key is
         # the owner and "", or "" and the schedule.
@@ -185,7 +188,9 @@ class Schedules:
 
     def get(self, id: str) -> Schedule | None:
         """Return the schedule of this name, or None."""
-        return self._namespace.ask(lambda reply: replies.read_schedule(id, reply), SCHEDULE, id)
+        return self._namespace.ask(
+            lambda reply: replies.read_schedule(id, reply, self._coder), SCHEDULE, id
+        )
 
     def ids(self) -> list[str]:
         """Return the names of all schedules, sorted."""

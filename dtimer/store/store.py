@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from dtimer.errors import EventExists, NotReplicated, OutcomeUnknown, StoreError
+from dtimer.model.codecs import PLAIN, Coder
 from dtimer.model.ids import schedule_of
 from dtimer.model.overviews import DueCount, InFlight, Minute
 from dtimer.model.records import Cancelled, Cleared, DeadLetter, NodeInfo, Record, Stats
@@ -87,6 +88,7 @@ class Store:
         timeout: The deadline of a call, in seconds.
         pubsub_source: Makes the connections for pub/sub; None for *source*.
         now: None for the server's clock, or a function giving µs since the epoch.
+        coder: Reads the payloads that inspections return.
     """
 
     def __init__(
@@ -97,8 +99,10 @@ class Store:
         timeout: float,
         pubsub_source: Source | None = None,
         now: Callable[[], int] | None = None,
+        coder: Coder = PLAIN,
     ) -> None:
         self.ns = ns
+        self.coder = coder
         self.keys: Keys = Keys.of(ns)
         self.rollback: RollbackDetector = RollbackDetector()
         self._now = now
@@ -110,7 +114,7 @@ class Store:
         #: The operations on claims and their leases.
         self.claims: Claims = Claims(self.namespace, self.rollback)
         #: The operations on schedules.
-        self.schedules: Schedules = Schedules(self.namespace, self.walks)
+        self.schedules: Schedules = Schedules(self.namespace, self.walks, coder)
         #: The server that has the namespace.
         self.server: Server = Server(source, pubsub_source or source, self.keys, timeout)
         self._piped = Piped()
@@ -192,6 +196,11 @@ class Store:
         verb, arguments = self._posting(entries, policy)
         words = self._piped.first_words(pipe, load(verb))
         self.walks.posted(entries)
+        if not all(map(str.isascii, arguments)):
+            # The client of the pipeline cannot encode the bytes of a codec (see `text`).
+            encoded = [a.encode(errors="surrogateescape") for a in arguments]
+            pipe.execute_command(*words, len(self.keys), *self.keys, now, "", *encoded)
+            return
         pipe.execute_command(*words, len(self.keys), *self.keys, now, "", *arguments)
 
     # Nodes
@@ -264,18 +273,18 @@ class Store:
 
     def peek(self, id: str) -> Record | None:
         """See `DTimer.peek`."""
-        return self.namespace.ask(lambda r: replies.read_record(id, r), _PEEK, id)
+        return self.namespace.ask(lambda r: replies.read_record(id, r, self.coder), _PEEK, id)
 
     def upcoming(self, low: str, high: str, schedule: str = "") -> Iterator[Record]:
         """Yield the waiting events between two bounds, in due order; see `Walks`."""
         size = _SEARCHED if schedule else _PAGE
         for stored_event in self.walks.upcoming(self.namespace.ask, low, high, size, schedule):
-            yield replies.read_scheduled(*stored_event)
+            yield replies.read_scheduled(*stored_event, self.coder)
 
     def dead(self, *, newest: bool = False) -> Iterator[DeadLetter]:
         """Yield the dead letters, oldest first, or *newest* first; see `Walks`."""
         for id, died_us, letter in self.walks.dead(self.namespace.ask, _PAGE, newest=newest):
-            yield read_letter(id, died_us, letter)
+            yield read_letter(id, died_us, letter, self.coder)
 
     def letter(self, id: str) -> DeadLetter | None:
         """Return the dead letter with this id, or None."""
@@ -283,7 +292,7 @@ class Store:
         def read(reply: Sequence[Any]) -> DeadLetter | None:
             if not reply or reply[0] != b"dead":
                 return None
-            return read_letter(id, replies.integer(reply[1]), reply[3])
+            return read_letter(id, replies.integer(reply[1]), reply[3], self.coder)
 
         return self.namespace.ask(read, _PEEK, id)
 

@@ -16,7 +16,6 @@ from dtimer.model.ids import EventId, check_id, is_occurrence
 from dtimer.model.options import Options, check_choice, check_count
 from dtimer.model.outcomes import Declared, Reason
 from dtimer.model.overviews import DueCount, InFlight, Minute, period_us
-from dtimer.model.payload import encode
 from dtimer.model.records import (
     Cancelled,
     Cleared,
@@ -210,7 +209,7 @@ class Client:
             unknown, dead or in flight, perhaps claimed up to ``look_ahead`` before its due time.
             Nothing is then changed.
         """
-        payload = encode(ev, self._options.max_payload)
+        payload = self._options.codec.encode(ev, self._options.max_payload)
         if is_occurrence(check_id(id)):
             raise OptionError(
                 f"{id!r} is the id of an occurrence of a schedule; to change the payload, declare"

@@ -15,7 +15,6 @@ from dtimer.model import summary
 from dtimer.model.ids import check_id
 from dtimer.model.options import MOST_RETRIES, Options, check_count
 from dtimer.model.outcomes import Declared
-from dtimer.model.payload import encode
 from dtimer.model.schedules import Declaration, ScheduleSpec, make_spec
 from dtimer.naming import public
 from dtimer.store.replies import Declaring
@@ -47,7 +46,8 @@ def prepare_schedule(
     return make_spec(
         check_id(id),
         max_retries=check_count(retries, "max_retries", 0, MOST_RETRIES),
-        payload=encode(ev, options.max_payload),
+        payload=options.codec.encode(ev, options.max_payload),
+        identity=options.codec.identify(ev, options.max_payload),
         stepped=options.now is not None,
         **rule,
     )
@@ -116,7 +116,7 @@ class ScheduleBlock:
         Raises:
             OptionError: the block has this id already, or has too many schedules.
         """
-        self._bytes += len(spec.payload.encode()) + len(spec.to_json())
+        self._bytes += len(spec.payload.encode(errors="surrogateescape")) + len(spec.to_json())
         if spec.id in self._specs:
             raise OptionError(f"the schedule {spec.id!r} is declared twice in one block")
         if len(self._specs) == _MOST_SCHEDULES or self._bytes > _MOST_BYTES:

@@ -61,4 +61,5 @@ def examine(
         listening=listening,
         dropped=callbacks.dropped,
         joining=not joined,
+        unreadable=seat.leases.unreadable.count,
     )

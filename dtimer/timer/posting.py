@@ -11,7 +11,6 @@ from dtimer.model import hints, summary
 from dtimer.model.arguments import IfExists
 from dtimer.model.ids import IdGenerator, check_id, is_for_caller, is_occurrence
 from dtimer.model.options import MOST_RETRIES, Options, check_choice, check_count
-from dtimer.model.payload import encode
 from dtimer.model.times import Duration, Moment, duration_us, moment_us
 from dtimer.naming import public
 from dtimer.store.format import Entry, write_body
@@ -133,7 +132,7 @@ def prepare(
         check_count(max_retries, "max_retries", 0, MOST_RETRIES)
     if max_wait is not None:
         due += _waits_at_most(max_wait, delay, at, id, if_exists)
-    payload = encode(ev, options.max_payload)
+    payload = options.codec.encode(ev, options.max_payload)
     until = "" if expires is None else _expires(expires)
     if id is None:
         body = write_body(until, max_retries, payload, trace=trace)

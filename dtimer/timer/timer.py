@@ -70,6 +70,7 @@ class DTimer(Client, TimerEmitter):
             timeout=timeout,
             pubsub_source=None if sub is None else source(sub, timeout / TRIES),
             now=None if now is None else lambda: moment_us(now(), "now", stepped=True),
+            coder=valid.codec,
         )
         TimerEmitter.__init__(self)
         self._membership = Membership(self._id, valid, store, self._calls(store))

@@ -249,6 +249,7 @@ class TestUpcoming:
         timer.post({"n": 1}, at=1_896_076_800_000, id="tea")
         expected = {"id": "tea", "event": {"n": 1}, "due": 1_896_076_800_000.0}
         expected |= {"state": "scheduled", "attempt": 0, "max_retries": 3, "expires": None}
+        expected |= {"sealed": None}
         assert [expected] == run("upcoming", "--json").objects
 
     def test_limit_says_if_there_are_more(self, run, timer):

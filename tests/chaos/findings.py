@@ -22,7 +22,7 @@ SLOW = {"F103": 5, "F104": 5}
 _DEATHS = {"F58", "F59"}
 
 #: Errors that a node must never emit, under any fault of its server.
-_BUGS = {"ScriptError", "NamespaceCorrupt"}
+_BUGS = {"ScriptError", "NamespaceCorrupt", "UnreadablePayload"}
 
 
 @dataclass(slots=True)

@@ -44,13 +44,12 @@ from typing import Any
 from chaos.calls import Calls
 from chaos.history import run_of
 from chaos.program import Program
-from chaos.workload import AHEAD, LEASE, MAX_RUN
+from chaos.workload import AHEAD, LEASE, MAX_RUN, codec
 from dtimer import DTimer
 from dtimer.errors import SkipRetry, StoreError
 from dtimer.faultpoints import POINTS, armed
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
 from dtimer.model.event import Event
-from dtimer.model.payload import decode
 from dtimer.model.records import DeadLetter
 
 #: The points of `dtimer.faultpoints` at which a node may stop during a claim.
@@ -74,7 +73,8 @@ class Handling(Program):
 
     def _make(self) -> DTimer:
         setting = self.setting
-        timer = DTimer(self.name, self.client_or_url, setting["sub"], **setting["options"])
+        options = setting["options"] | {"codec": codec(self.start)}
+        timer = DTimer(self.name, self.client_or_url, setting["sub"], **options)
         timer.on("event", self.handle)
         timer.on("error", self.note_error)
         timer.on("lease_lost", lambda ev: self._note("lost", ev))
@@ -133,7 +133,7 @@ class Handling(Program):
 
         def granted(claims: Sequence[Claim], *rest: Any) -> Any:
             for c in claims:
-                n = decode(c.payload).get("n")
+                n = codec(0).decode(c.payload).get("n")
                 about = {"id": c.id, "n": n, "tok": c.token, "att": c.attempt, "due": c.due_us}
                 about |= {"srv": c.claimed_us, "lease_us": lease_us, "by": node.incarnation}
                 self.writer.note("claim", **about)

@@ -323,13 +323,13 @@ MUTANTS = [
             "      redis.call('HSET', BODY, bodies[i], bodies[i + 1])\n    end\n  end"),
     _mutant("an event that cannot be decoded drops the rest of its batch",
             "engine/leases.py", (_LEASES, _HOSTILE),
-            "                lease.reserve(Verdict.BURY)\n", "                raise\n"),
+            "                self._settle_unread(lease, corrupt)\n", "                raise\n"),
     _mutant("a dead letter loses its payload", "store/lua/parts/format.lua", _STORE,
             "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err .. body",
             "attempt .. ',' .. reason .. ',' .. #err .. '|' .. err"),
     _mutant("a dead letter forgets on its import that the id was chosen",
             "cli/transfer/lines.py", "tests/acceptance/test_cli_transfer.py",
-            "text, chosen_id=chosen_id)", "text)"),
+            "payload, chosen_id=chosen_id)", "payload)"),
     _mutant("the newest dead letters are trimmed", "store/lua/trim.lua", (_STORE, _MACHINE),
             "ids = redis.call('ZRANGE', DIED, 0, math.min(over, MOST) - 1)",
             "ids = redis.call('ZRANGE', DIED, -math.min(over, MOST), -1)"),
@@ -687,5 +687,17 @@ MUTANTS = [
     _mutant("a node that leaves while its join ends is not logged as joined",
             "log.py", "tests/unit/test_log.py",
             "        if not self._joined:\n            self.add(JOINED)\n", ""),
+    _mutant("an event whose key a node lacks becomes a dead letter at once",
+            "engine/leases.py", "tests/unit/test_unreadable.py",
+            "            except UnreadablePayload as e:\n"
+            "                self._settle_unread(lease, self.unreadable.settlement(claim, e))\n"
+            "                continue\n", ""),
+    _mutant("a schedule keeps its payload under the old key",
+            "store/lua/parts/schedule/control.lua", "tests/integration/test_codecs.py",
+            "  redis.call('HSET', TEMPLATES, schedule, template)\n  local id, _, payload",
+            "  local id, _, payload"),
+    _mutant("a payload without a signature is handled",
+            "model/codecs.py", "tests/unit/test_codecs.py",
+            "            elif layer.required:\n", "            elif False:\n"),
 ]
 # fmt: on

@@ -7,6 +7,7 @@ from typing import Any, Self
 from servers import Server
 from soundness import assert_sound
 
+from chaos.workload import codec
 from dtimer import DTimer
 from dtimer.store.keys import Keys
 
@@ -18,7 +19,7 @@ class Observer(DTimer):
     """Reads the state of a namespace, with a direct connection to the server."""
 
     def __init__(self, server: Server, ns: str) -> None:
-        super().__init__("observer", server.url, ns=ns, timeout=10_000)
+        super().__init__("observer", server.url, ns=ns, timeout=10_000, codec=codec(0))
         self._client = server.client()
         self._keys = Keys.of(ns)
 

@@ -119,7 +119,8 @@ class Posting(Program):
         setting = self.setting
         url, options = setting["url"], setting["options"]
         self.calls = Calls(self.writer)
-        self.timer = DTimer(self.name, self.client_or_url, **options)
+        codec = workload.codec(self.start)
+        self.timer = DTimer(self.name, self.client_or_url, **options, codec=codec)
         self.ids = _Ids(self.timer._poster.new_id)
         self.timer._poster.new_id = self.ids
         self.queue = RunAt(setting["runat"], redis=self.client_or_url, timeout=options["timeout"])

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Any
 
 from chaos.settings import OPTIONS
+from dtimer import Signed
 
 LEASE = OPTIONS["lease"]
 
@@ -22,6 +23,9 @@ AHEAD = 20
 
 #: Milliseconds after which a handler's leases are no longer renewed.
 MAX_RUN = 3 * LEASE
+
+#: The codecs of nodes and posters that run at the same time, as in the second step of a roll-out.
+_CODECS = [Signed("the key of the soak", stage=stage) for stage in ("open", "seal")]
 
 #: Values of every kind, which must reach the handler unchanged.
 _LUGGAGE: list[Any] = [
@@ -74,6 +78,11 @@ _BULK: dict[str, float] = {
     "die": 1,
     "again": 3,
 }
+
+
+def codec(start: int) -> Signed:
+    """Return the codec of the process with this number: half of them write signed payloads."""
+    return _CODECS[start % 2]
 
 
 def _choose(rng: random.Random, weights: Mapping[str, float]) -> str:

@@ -31,17 +31,21 @@ from dtimer import (
     HandlerError,
     IfExists,
     Job,
+    Json,
     PostItem,
     Reason,
     Record,
     RunAt,
     RunAtOptions,
     ScheduleBlock,
+    Signed,
     SkipRetry,
     State,
     TimerOptions,
+    Zlib,
 )
 from dtimer.contrib.aio import AsyncioBridge
+from dtimer.contrib.codecs import Encrypted
 
 # Clients and options
 for client in (redis.Redis(), redis.Redis(decode_responses=True), valkey.Valkey(), None):
@@ -191,6 +195,26 @@ for record in timer.upcoming(limit=5):
 for schedule in timer.schedules():
     assert_type(schedule.last_at, datetime | None)
     print(schedule.misfire == "skip", schedule.id)
+
+# Codecs
+DTimer("node", codec=Json() | Zlib(100) | Signed(["0123456789abcdef"], "tea", stage="seal"))
+DTimer("node", codec=Zlib() | Encrypted(b"key"))
+
+
+class Moments:
+    """A codec of a user."""
+
+    def encode(self, payload: dict[str, object], /) -> bytes:
+        """Write a payload."""
+        return json.dumps(payload, default=str).encode()
+
+    def decode(self, raw: bytes, /) -> dict[str, object]:
+        """Read a payload."""
+        return dict(json.loads(raw))
+
+
+DTimer("node", codec=Moments())
+DTimer("node", codec=Moments() | Signed("0123456789abcdef"))
 
 # Streams
 keys: stdlib_queue.Queue[str] = stdlib_queue.Queue()

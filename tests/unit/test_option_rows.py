@@ -37,8 +37,8 @@ class TestRows:
                 validate({name: value})
 
     def test_runat_takes_the_options_that_it_does_not_set_itself(self):
-        """A stream chooses the other four itself, such as the namespace by its queue name."""
-        own = {"ns", "max_events", "auto_confirm", "poll_interval"}
+        """A stream chooses most others itself, and its events have no payload for a codec."""
+        own = {"ns", "max_events", "auto_confirm", "poll_interval", "codec"}
         assert set(ROWS) - own == set(RunAtOptions.__annotations__)
 
     def test_the_table_of_the_reference_has_each_option_once(self):

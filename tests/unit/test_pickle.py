@@ -21,6 +21,7 @@ from dtimer import (
     EventId,
     Health,
     InFlight,
+    Json,
     Minute,
     NodeInfo,
     Reason,
@@ -29,6 +30,7 @@ from dtimer import (
     Schedule,
     State,
     Stats,
+    Zlib,
     errors,
 )
 from dtimer.errors import (
@@ -241,6 +243,8 @@ DATA = [
     Cleared(5, 1, 2), DueCount(1.5, 2), InFlight("id", "node", "inc", 1, 1.5, 2.5, 3.5, False),
     Minute(1.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0.5, None),
     Health(True, True, False, 1.5, 2.5, 0, 0, None),
+    Json(),
+    Zlib(100),
 ]  # fmt: skip
 
 #: Public classes that only type checkers use, and those whose objects cannot be pickled.
@@ -248,6 +252,8 @@ NO_DATA = {
     *("DTimer", "RunAt", "ScheduleBlock"),
     *("Job", "PostItem", "RedisAddress", "RunAtOptions", "TimerOptions"),
     *("RedisClient", "RedisPipeline"),
+    # A pickle of it would have the key.
+    *("Codec", "Signed"),
 }
 
 CLASSES = {n: kind for n in dtimer.__all__ if isinstance(kind := getattr(dtimer, n), type)}

@@ -111,11 +111,11 @@ class _Writer:
         for spec, paused, occurrence in self._admin.specs():
             # Not exported: the imported schedule creates this occurrence again.
             pending.add(occurrence)
-            self._write(schedule_line(spec, paused=paused))
+            self._write(schedule_line(spec, paused=paused, coder=self._store.coder))
             self._counts["schedules"] += 1
         for event in self._admin.waiting():
             if event.id not in pending or event.attempt:
-                self._line("events", event_line(event))
+                self._line("events", event_line(event, self._store.coder))
         if dead:
             for letter in self._admin.died_after("\0", 0):
                 self._line("dead", dead_line(letter))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -20,6 +21,7 @@ from dtimer.model.ids import IdGenerator
 from dtimer.model.options import validate
 from dtimer.model.records import DeadLetter
 from dtimer.store.admin import AdminStore
+from dtimer.store.format import with_payload
 from dtimer.store.store import Store
 from dtimer.timer.posting import Posting, chunks, prepare_item
 
@@ -92,7 +94,9 @@ class _Reader:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._options = validate({"max_payload": _MAX_PAYLOAD})
+        self._options = dataclasses.replace(
+            validate({"max_payload": _MAX_PAYLOAD}), codec=store.coder
+        )
         self._new_id = IdGenerator()
         self._events: list[Posting] = []
         self._letters: list[DeadLetter] = []
@@ -136,11 +140,11 @@ class _Reader:
     def _add(self, line: dict[str, Any]) -> None:
         kind = line["kind"]
         if kind == "event":
-            self._events.append(prepare_item(self._options, self._new_id, lines.posting(line)))
+            self._events.append(self._posting(line))
         elif kind == "dead":
-            self._letters.append(lines.letter(line))
+            self._letters.append(lines.letter(line, self._store.coder))
         elif kind == "schedule":
-            self._store_schedule(lines.schedule(line))
+            self._store_schedule(lines.schedule(line, self._store.coder))
         elif kind == "end":
             self.flush()
             self.complete = all(line.get(name) == count for name, count in self.counts.items())
@@ -152,6 +156,13 @@ class _Reader:
             )
         if self.batched >= _BATCH:
             self.flush()
+
+    def _posting(self, line: dict[str, Any]) -> Posting:
+        posting = prepare_item(self._options, self._new_id, lines.posting(line))
+        if (payload := lines.sealed_payload(line)) is None:
+            return posting
+        body = with_payload(posting.entry.body, payload)
+        return posting._replace(entry=posting.entry._replace(body=body))
 
     def _store_schedule(self, line: lines.ScheduleLine) -> None:
         # An existing schedule is kept, like an existing event.

@@ -97,6 +97,7 @@ local function declare(d, owner, removed)
       and not redis.call('ZSCORE', DUE, schedules().occurrence_id(schedule, old.next)) then
       schedules().store_pending(schedule, old)
     end
+    schedules().renew_payload(schedule, old, d.template)
     local changed = retime(schedule, old, d.times, d.final)
     if old.owner ~= owner then
       old.owner = owner

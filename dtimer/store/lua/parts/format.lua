@@ -76,9 +76,10 @@ local function with_missed(body, expires, missed)
     body, '^%d*(,%d+,s%d+),%d+', expires .. '%1,' .. digits(missed), 1))
 end
 
--- Return a body with another payload.
+-- Return a body with another payload; nil for nil.
 local function with_payload(body, payload)
-  return string.match(body, '^[^|]*|') .. payload
+  local head = string.match(body or '', '^[^|]*|')
+  return head and head .. payload
 end
 
 -- Return the body of a dead letter that is revived: without its expiry, and without the wait of an

@@ -46,6 +46,7 @@ local function schedules()
     next_after = next_after,
     has_more = has_more,
     store_pending = store_pending,
+    renew_payload = renew_payload,
     jitter_of = jitter_of,
     try_writes = try_writes,
     forget = forget,

@@ -1,9 +1,9 @@
 -- Change the pending occurrence of a schedule.
 --
 -- Commands  hdel hget hset zadd zrem zscore
--- Format    occurrence_body parse_template
+-- Format    occurrence_body parse_template with_payload
 -- Reads     due_of expiry_of occurrence_id parse_occurrence_id read_state write_state
--- Sets      advance ended forget let_start postpone store_pending try_writes
+-- Sets      advance ended forget let_start postpone renew_payload store_pending try_writes
 
 -- Store the pending occurrence in DUE, as a post does. An event with the same id is replaced:
 -- it may be left from a schedule that was ended and declared again.
@@ -22,6 +22,16 @@ local function store_pending(schedule, state)
     end
     if redis.call('HDEL', DEAD, id) > 0 then redis.call('ZREM', DIED, id) end
   end
+end
+
+-- Store the template again if a codec has written the same payload in other bytes, such as under a
+-- new key. The pending occurrence needs these bytes, too, once the old key is gone.
+local function renew_payload(schedule, state, template)
+  if redis.call('HGET', TEMPLATES, schedule) == template then return end
+  redis.call('HSET', TEMPLATES, schedule, template)
+  local id, _, payload = occurrence_id(schedule, state.next), parse_template(template)
+  local body = payload and with_payload(redis.call('HGET', BODY, id), payload)
+  if body then redis.call('HSET', BODY, id, body) end
 end
 
 -- Before the pending occurrence is removed, try the commands that will replace it by the next one,
