@@ -281,7 +281,9 @@ class TestOwnEvent:
             eventually(lambda: timer.peek("tick") is None)
         assert [(1, 1), (2, 1), (3, 1)] == seen
         totals = timer.stats().totals
-        assert (3, 3, 1) == (totals["posted"], totals["started"], totals["confirmed"])
+        # A claim that was under way during a post may take the event, and the node releases it.
+        started = totals["started"] - totals["released"]
+        assert (3, 3, 1) == (totals["posted"], started, totals["confirmed"])
 
     @pytest.mark.fault("F80")
     def test_a_handler_that_replaces_its_event_and_returns_is_not_a_lost_lease(self, make):
