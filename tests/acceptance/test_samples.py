@@ -137,6 +137,29 @@ with dt:
     'README.rst: dt.every(60_000, {"do": "sweep"}, id="sweep")': Case(
         "report\nsweep\n", NODE, "for s in dt.schedules(): print(s.id)\n"
     ),
+    "docs/howto/codecs.rst: from dtimer import DTimer, Signed, Zlib": Case(
+        "True\n",
+        "from cryptography.fernet import Fernet\n\nKEY = Fernet.generate_key()\n",
+        """
+codec = Zlib() | Encrypted(KEY)
+print(codec.decode(codec.encode({"order": 17})) == {"order": 17})
+""",
+    ),
+    "docs/howto/codecs.rst: class Moments:": Case(
+        "{'at': datetime.datetime(2030, 1, 31, 9, 0), 'order': {'n': 17}}\n",
+        """\
+import json
+from datetime import datetime
+
+from dtimer import DTimer, Signed
+
+KEY = "a key of the sample"
+""",
+        """
+codec = Moments() | Signed(KEY)
+print(codec.decode(codec.encode({"at": datetime(2030, 1, 31, 9), "order": {"n": 17}})))
+""",
+    ),
     "docs/howto/debounce.rst: def saved(document):": Case(
         "1 True\n",
         NODE,

