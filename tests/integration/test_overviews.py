@@ -9,6 +9,7 @@ from peers import LEASE, Peer, post
 
 from dtimer import OptionError
 from dtimer.model.overviews import DueCount
+from dtimer.store.format import Entry, write_body
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
@@ -293,6 +294,14 @@ class TestPeek:
         client.hset(store.keys.body, "tea", "junk")
         assert (None, None) == (store.peek("tea").max_retries, store.peek("tea").expires)
         post(store, "tea", HOUR)
+
+
+def test_an_event_with_a_trace_is_claimed_ahead_of_its_time(store, node):
+    """Tracing must not make events later."""
+    trace = "0af7651916cd43dd8448eb211c80319cb7ad6b716920333101"
+    store.post([Entry("tea", "+5000", write_body("", 3, "{}", trace=trace))], "post_new")
+    (claim,) = node.claim(ahead=10)
+    assert (trace, b"{}") == (claim.trace, claim.payload)
 
 
 class TestReport:
