@@ -503,7 +503,7 @@ def test_signals_are_handled_as_before_after_an_interrupted_run():
         joined = False
         _membership = SimpleNamespace(stop_waiting=lambda: None)
 
-        def join(self):
+        def join(self, *_, **__):
             """Join."""
 
         leave = join
