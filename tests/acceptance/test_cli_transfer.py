@@ -103,7 +103,8 @@ class TestRoundTrip:
         here, there = timers
         rules = {"tz": "Europe/Berlin", "jitter": 1.5, "start": DUE, "max_retries": 1}
         here.cron("0 9 * * *", {"n": 1}, id="report", **rules)
-        here.every(HOUR, {"n": 2}, id="sweep", count=3, misfire="all", overlap="skip")
+        limits = {"grace": HOUR, "expires": 12.5}
+        here.every(HOUR, {"n": 2}, id="sweep", count=3, misfire="all", overlap="skip", **limits)
         here.pause_schedule("sweep")
         file = tmp_path / "all.jsonl"
         (summary,) = run("export", file, "--json").objects
@@ -113,6 +114,7 @@ class TestRoundTrip:
         assert first == second
         assert here.schedule("report") == there.schedule("report")
         assert there.schedule("sweep").paused
+        assert (HOUR, 12.5) == (there.schedule("sweep").grace, there.schedule("sweep").expires)
         assert "same" == there.cron("0 9 * * *", {"n": 1}, id="report", **rules)
 
     def test_a_manual_occurrence_is_moved_as_an_event(self, run, timers, tmp_path):

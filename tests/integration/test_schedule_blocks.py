@@ -116,6 +116,15 @@ class TestVersions:
         declare(store, "1", "b", "a")
         assert before == [client.hgetall(key) for key in (store.keys.beats, store.keys.sys)]
 
+    def test_a_clear_forgets_the_owners(self, store):
+        """After it, any version may declare, and no schedule is paused as it was before."""
+        declare(store, "2", definition("a", count=5), "b")
+        store.schedules.pause("a", on=True)
+        declare(store, "3", "b")
+        store.clear()
+        assert [Declared.NEW] == declare(store, "1", definition("a", count=5)).outcomes
+        assert not store.schedules.get("a").paused
+
     def test_a_foreign_record_is_replaced(self, store, client):
         """A record that dtimer has not written counts as none."""
         declare(store, "1", "a")

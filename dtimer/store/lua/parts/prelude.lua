@@ -15,7 +15,8 @@
 --   sys       hash: v (the version of the stored forms), born (random mark of the namespace),
 --             token (the last one issued), paused, heard:<version> (when the last node of a version
 --             left), n:<total>, n:late:<bucket> (how late events were claimed), history:<hour of
---             the day> and history:end
+--             the day>, history:end, and owner:<owner>: the version and the names of the schedules
+--             that the owner declares in a block (parts/owners.lua)
 --   memo_a    hash: session -> '<seq>:<result>' of its last operation in the current period, w (when
 --             it began) and v (as in sys) (parts/session.lua)
 --   memo_b    hash: the same of the period before
