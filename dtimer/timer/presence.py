@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
-import dtimer
 from dtimer import log as messages
 from dtimer.log import Log
 from dtimer.model.records import Health
 from dtimer.timer.weak import TimerCalls
+
+# The package itself cannot be imported here: it imports the timer.
+_VERSION = sys.modules["dtimer"].__version__
 
 #: Seconds before a node without a listener warns, so that a program may join first and register
 #: its listeners afterwards.
@@ -38,7 +41,7 @@ class Presence:
         self._log = log
         self._id = id
         self._about = {"id": id, "host": socket.gethostname(), "pid": os.getpid()}
-        self._about |= {"version": dtimer.__version__, "threads": threads}
+        self._about |= {"version": _VERSION, "threads": threads}
         # The last known state of the threads of the node.
         self._state: dict[str, Any] = {}
         #: The µs that the last report took; 0 before the first.
