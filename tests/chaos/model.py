@@ -247,6 +247,7 @@ class Model:
         self.pending.clear()
         self.dead.clear()
         self.schedules.clear()
+        self.owners.clear()
         return sizes
 
     def trim(self, now: int, limit: int, age: int) -> int:
