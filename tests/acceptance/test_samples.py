@@ -87,6 +87,23 @@ bank.charge = charge_order
 dt = DTimer("node-1", "embedded:")
 """
 
+DATABASE = """\
+import contextlib
+from contextvars import ContextVar
+from threading import Event
+
+done = Event()
+CONNECTION = ContextVar("CONNECTION")
+
+
+class engine:
+    @contextlib.contextmanager
+    def begin():
+        print("begin")
+        yield "a connection"
+        print("commit")
+"""
+
 QUEUE = """\
 from threading import Event
 
@@ -180,6 +197,24 @@ print(dt.stats().scheduled, dt.peek("index-17").event == {"index": 17})
         NODE + 'dt.post({"index": 17}, 60_000, id="index-17")\n',
         'print(dt.peek("index-17").event)\n',
     ),
+    "docs/howto/middleware.rst: from contextlib import contextmanager": Case(
+        "begin\nhandled on a connection\ncommit\n",
+        NODE + DATABASE,
+        """
+dt.on("event", lambda events: (print("handled on", CONNECTION.get()), done.set()))
+with dt:
+    dt.post({})
+    done.wait(30)
+""",
+    ),
+    'docs/howto/schedules.rst: dt.cron("0 9 * * *", {"do": "report"}, id="report", '
+    "grace=3_600_000)": Case(
+        "['report', 'sweep']\n", NODE, "print(sorted(s.id for s in dt.schedules()))\n"
+    ),
+    'docs/howto/schedules.rst: with dt.declare_schedules(owner="billing", version="1.4.2") '
+    "as block:": Case(
+        "{'sweep': <Declared.NEW: 'new'>, 'report': <Declared.NEW: 'new'>} []\n", NODE
+    ),
     'docs/howto/snooze.rst: @dt.on("event")': Case(
         "buried no order 18\nscheduled 0\n",
         CLOSED_BANK,
@@ -189,7 +224,9 @@ dt.post({"order": 17}, id="charge-17")
 dt.post({"order": 18})
 with dt:
     died.wait(30)
-record = dt.peek("charge-17")
+    while dt.stats().in_flight:
+        pass
+    record = dt.peek("charge-17")
 print(record.state, record.attempt)
 """,
     ),
