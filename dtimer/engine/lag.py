@@ -19,9 +19,10 @@ import ctypes
 import sys
 from typing import Any
 
-# The share of a new wait in the average. Lower, a few waits that happened to be short would not
-# hide the lag; higher, one long pause of the machine would count as lag.
-_SHARE = 0.2
+# The share of a new wait in the average, if it ended later than the average, and if not. So a long
+# pause of the machine does not count as a lag at once, and a node that is on time again soon says
+# so.
+_LATER, _EARLIER = 0.2, 0.5
 
 # From this many seconds on, the node lags. It is on time again below half of that.
 _LATE = 0.003
@@ -51,7 +52,8 @@ class Lag:
 
     def waited(self, late: float) -> None:
         """Record that a timed wait ended *late* seconds after its time."""
-        self.seconds = lag = self.seconds + _SHARE * (late - self.seconds)
+        share = _LATER if late > self.seconds else _EARLIER
+        self.seconds = lag = self.seconds + share * (late - self.seconds)
         if lag >= _LATE:
             self.late = True
         elif self.late and lag < _LATE / 2:
