@@ -11,10 +11,10 @@ from dtimer.model.codecs import Layer, Stage
 
 try:
     from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-except ImportError as e:
+except ImportError as _error:
     raise ImportError(
         "dtimer.contrib.codecs needs the package cryptography: pip install 'dtimer[encrypted]'"
-    ) from e
+    ) from _error
 
 __all__ = ["Encrypted"]
 
