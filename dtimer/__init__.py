@@ -9,6 +9,7 @@ __all__ = [
     "Cleared",
     "ClockJump",
     "Codec",
+    "CronOptions",
     "DTimer",
     "DTimerError",
     "DeadLetter",
@@ -38,15 +39,19 @@ __all__ = [
     "PayloadError",
     "PayloadTooLarge",
     "PostItem",
+    "PostOptions",
     "Reason",
     "Record",
     "RedisAddress",
     "RedisClient",
     "RedisPipeline",
+    "Route",
+    "Router",
     "RunAt",
     "RunAtOptions",
     "Schedule",
     "ScheduleBlock",
+    "ScheduleOptions",
     "ScriptError",
     "Signed",
     "SkipRetry",
@@ -55,6 +60,7 @@ __all__ = [
     "Stats",
     "StoreError",
     "TimerOptions",
+    "UnknownKind",
     "UnreadablePayload",
     "UsageError",
     "Zlib",
@@ -74,6 +80,7 @@ _MODULES = (
     "dtimer.model.overviews",
     "dtimer.model.records",
     "dtimer.timer",
+    "dtimer.router",
     "dtimer.runat",
 )
 
@@ -94,6 +101,7 @@ if TYPE_CHECKING:
     from dtimer.model.overviews import *
     from dtimer.model.records import *
     from dtimer.model.times import *
+    from dtimer.router import *
     from dtimer.runat import *
     from dtimer.timer import *
 else:

@@ -12,6 +12,7 @@ The errors of dtimer, in one tree. The type says where the fault lies.
     ├── EventExists (ValueError)     post(..., if_exists="error") found a pending event with that id
     ├── HandlerError                 a handler raised; __cause__ is its exception
     ├── SkipRetry                    raised by a handler: its event becomes a dead letter now
+    ├── UnknownKind                  a router has no route for the kind of an event
     ├── LeaseLost                    the node lost its lease on an event that a handler had
     ├── StateRollback                Redis lost writes that it had acknowledged
     ├── NotReplicated                posted, but not yet on as many replicas as requested
@@ -179,6 +180,24 @@ class SkipRetry(DTimerError):
             raise OptionError("the events of a SkipRetry are given one by one: (text, *events)")
         self.text = text
         self.events: list[Event] = list(events)
+
+
+class UnknownKind(DTimerError):
+    """
+    A router of this node has no route for the kind of an event.
+
+    dtimer emits this as ``'error'``, at most once a minute for each kind, and never raises it. The
+    event is not lost: it is delivered again later, and becomes a dead letter only if no node has
+    handled it in time (`Router`).
+
+    ``kind`` is the kind, or None if the payload has none, and ``event`` is the event.
+    """
+
+    def __init__(self, text: str, kind: object, event: Event | None) -> None:
+        id = "an event" if event is None else f"the event {event.id!r}"
+        super().__init__(f"this node has no route for {text}: {id} is put off")
+        self.kind = kind
+        self.event: Event | None = event
 
 
 class LeaseLost(DTimerError):

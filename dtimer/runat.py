@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack, overload
 
 from dtimer.engine.flag import Flag
+from dtimer.engine.ports import EventResults
 from dtimer.engine.readers import Readers, Reading, Returned
 from dtimer.errors import OptionError, UsageError
 from dtimer.log import Source
@@ -55,7 +56,7 @@ class _QueueTimer(DTimer):
         """See `DTimer._listens`. Always True, because readers need no listener."""
         return True
 
-    def _deliver(self, events: list[Event]) -> list[BaseException] | None:
+    def _deliver(self, events: list[Event], results: EventResults) -> list[BaseException] | None:
         """See `DTimer._deliver`."""
         return self._queue._deliver(events[0])
 

@@ -265,7 +265,7 @@ class CycleHarness:
     def demand(self):
         return self.most
 
-    def deliver(self, events):
+    def deliver(self, events, results):
         self.handled.append([ev.id for ev in events])
         return []
 

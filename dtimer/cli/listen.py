@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
+from collections.abc import Generator
 from datetime import timedelta
 
 import click
@@ -17,8 +19,10 @@ from dtimer.cli.options import shared
 from dtimer.cli.output import Output, clock, escaped, lateness, payload, report_unwritable
 from dtimer.cli.param_types import DURATION, ID
 from dtimer.cli.server import Settings, chosen_url, opened
+from dtimer.model.emission import Emission
 from dtimer.model.event import Event
 from dtimer.model.records import DeadLetter
+from dtimer.router import Router
 from dtimer.store.connection.sources import redacted
 from dtimer.timer import DTimer
 from dtimer.timer.signals import Signals
@@ -27,7 +31,8 @@ from dtimer.timer.signals import Signals
 @click.command(
     epilog="""
     A handler is called with each batch of events, as a list. If it returns, they are
-    confirmed. If it raises, they are retried later.
+    confirmed. If it raises, they are retried later. A handler can also be a Router, which
+    handles and settles each event on its own.
 
     On Ctrl-C or SIGTERM the node waits for running handlers and leaves. On a second signal
     it leaves at once. The exit code is 0. It is 1 if handlers were still running when --drain
@@ -98,7 +103,13 @@ class ForegroundNode:
         self._lost_redis = False
         # The exit code for a failed write of the output; None while writing succeeds.
         self._write_failure: int | None = None
-        timer.on("event", self._received)
+        if isinstance(handler, Router):
+            if not quiet:
+                timer.on("event", self._print_all)
+            timer.middleware(self._count)
+            timer.on("event", handler)
+        else:
+            timer.on("event", self._received)
         timer.on("error", self._failed)
         timer.on("disconnected", self._disconnected)
         timer.on("connected", self._connected)
@@ -136,8 +147,20 @@ class ForegroundNode:
             return self._write_failure
         return ExitCode.DONE if signalled else ExitCode.NEGATIVE
 
-    def _received(self, events: list[Event]) -> None:
-        for event in () if self._quiet else events:
+    @contextlib.contextmanager
+    def _count(self, emission: Emission) -> Generator[None]:
+        """Count the running routes."""
+        running = emission.kind is not None
+        with self._lock:
+            self._running += running
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= running
+
+    def _print_all(self, events: list[Event]) -> None:
+        for event in events:
             try:
                 self._print(event)
             except OSError as e:
@@ -146,6 +169,10 @@ class ForegroundNode:
                 if self._handler is None:
                     self._timer.leave()
                     raise
+
+    def _received(self, events: list[Event]) -> None:
+        if not self._quiet:
+            self._print_all(events)
         if self._handler is None:
             return
         with self._lock:

@@ -8,10 +8,11 @@ settled once: by the handler itself, or else by its thread after the handler.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dtimer import log as messages
+from dtimer.engine.batch_results import BatchResults
 from dtimer.engine.batching import Batching
 from dtimer.engine.error_text import bounded, describe
 from dtimer.engine.lease import Lease
@@ -45,6 +46,7 @@ class BatchRunner:
     """
 
     def __init__(self, seat: Seat, batching: Batching, consumer: Consumer, host: Host) -> None:
+        self._seat = seat
         self._leases = seat.leases
         self._announcements = seat.announcements
         self._log = seat.log
@@ -63,21 +65,24 @@ class BatchRunner:
             if self.releasing:
                 self._leases.settle_as(batch, Verdict.RELEASE)
                 return
-            raised = self._handle(batch)
+            results = BatchResults(batch, self._seat, self._fail)
+            raised = self._handle(batch, results)
             if raised is None:
                 # The last listener was removed after the claim.
                 self._leases.release(batch)
-            elif raised:
-                self._fail(batch, raised)
+                return
+            rest = results.rest(failed=bool(raised)) if results.begun else batch
+            if raised:
+                self._fail(rest, raised)
             elif self._auto_confirm:
-                self._leases.settle_as(batch, Verdict.CONFIRM)
+                self._leases.settle_as(rest, Verdict.CONFIRM)
             else:
-                self._hand_over(batch)
+                self._hand_over(rest)
         except BaseException as e:
             self._retry_unsettled(batch, e)
             raise
 
-    def _handle(self, batch: list[Lease]) -> list[BaseException] | None:
+    def _handle(self, batch: list[Lease], results: BatchResults) -> list[BaseException] | None:
         started = time.monotonic()
         for lease in batch:
             lease.started = started
@@ -86,7 +91,7 @@ class BatchRunner:
             self._log.add_events(messages.STARTED, [lease.claim.id for lease in batch])
         if armed:
             reached("handler.before")
-        raised = self._consumer.deliver(events)
+        raised = self._consumer.deliver(events, results)
         self._batching.handler_took(time.monotonic() - started)
         if armed:
             reached("handler.after")
@@ -108,13 +113,13 @@ class BatchRunner:
             wait = lease.backoff_us()[0]
             self._leases.settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
 
-    def _fail(self, batch: list[Lease], raised: list[BaseException]) -> None:
+    def _fail(self, batch: Sequence[Lease], raised: list[BaseException]) -> None:
         done = [error for error in raised if self._skip(batch, error)]
         failed = self._leases.reserve(batch, Verdict.RETRY)
         events = [lease.event for lease in failed if lease.event is not None]
         text = describe(raised[0])
         for lease in failed:
-            wait, trouble = lease.backoff_us()
+            wait, trouble = lease.backoff_us(raised[0])
             if trouble is not None:
                 self._announcements.announce("error", trouble)
             self._leases.settle([lease.settlement(Verdict.RETRY, wait=wait, error=text)])
@@ -126,7 +131,7 @@ class BatchRunner:
             if not isinstance(error, Exception):
                 self._host.quit()
 
-    def _skip(self, batch: list[Lease], error: BaseException) -> bool:
+    def _skip(self, batch: Sequence[Lease], error: BaseException) -> bool:
         """Bury the events that `SkipRetry` names; return True if *error* asks for nothing else."""
         buried = False
         for skip in _skips(error):

@@ -18,6 +18,7 @@ import os
 import threading
 import time
 
+from dtimer.engine.batching import MAX_ADVANCE_SECONDS
 from dtimer.engine.bell import Bell
 from dtimer.engine.claim_cycle import ClaimCycle
 from dtimer.engine.dispatcher import Dispatcher
@@ -58,12 +59,16 @@ class Claimer(Service):
         self._dispatcher = dispatcher
         # A handler thread that becomes free claims here.
         dispatcher.pool.claimer = self
+        # Has a claim carry the events that a handler thread settles during its batch.
+        seat.leases.carrier = self
         self._cycle = ClaimCycle(seat, dispatcher, consumer)
         self._pid = os.getpid()
         # A list, because append is one step: a signal handler may interrupt another call.
         self._deadlines: list[float] = []
         # Set by a handler thread that became free while another thread claimed.
         self._thread_freed = False
+        # Set by a handler thread that has settled an event before the end of its batch.
+        self._must_carry = False
         # Held by the thread that claims.
         self._claiming = threading.Lock()
         # The time at which the claimer's wait ends.
@@ -121,6 +126,7 @@ class Claimer(Service):
                     if (left := self._outage_wait_left()) > 0:
                         seat.next_claim_at = min(seat.next_claim_at, time.monotonic() + left)
                 self._asleep_until = self._next_action_at()
+                self._plan_to_carry()
             seconds = max(0.0, self._asleep_until - time.monotonic())
             woken = self._bell.wait(seconds)
             if seconds and not woken:
@@ -131,6 +137,26 @@ class Claimer(Service):
     def claim_soon(self) -> None:
         """Claim on the claimer's thread now, to carry releases."""
         self._bell.ring()
+
+    def carry_soon(self) -> None:
+        """See `InlineClaims`."""
+        # First the mark, then the check. `_plan_to_carry` works in the other order, so one of the
+        # two threads sees what the other has written.
+        self._must_carry = True
+        if self._asleep_until > time.monotonic() + MAX_ADVANCE_SECONDS:
+            self._bell.nudge()
+
+    def _plan_to_carry(self) -> None:
+        """Claim in time for the settlements of batches that still run."""
+        if not self._must_carry:
+            return
+        self._must_carry = False
+        seat = self._seat
+        # During an outage the pause between two claims decides.
+        if seat.leases.unsettled and seat.connectivity.error is None:
+            wait = seat.leases.linger() or 0.0
+            seat.next_claim_at = min(seat.next_claim_at, time.monotonic() + wait)
+            self._asleep_until = min(self._asleep_until, seat.next_claim_at)
 
     def _next_action_at(self) -> float:
         """Return when to act next: to claim, or to start an event that was claimed ahead."""

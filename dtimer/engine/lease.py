@@ -23,6 +23,7 @@ from dtimer.faultpoints import armed, reached
 from dtimer.model import summary
 from dtimer.model.claims import Claim, Outcome, Renewal, Settlement, Verdict
 from dtimer.model.event import Event
+from dtimer.model.kinds import KindBackoff, kind_wait_us
 from dtimer.model.options import Options
 from dtimer.model.outcomes import Reason
 from dtimer.model.retry import exponential, wait_us
@@ -99,6 +100,10 @@ class Lease:
 
     #: True once the log says that this lease was lost. Set on the instance only then.
     logged_lost = False
+
+    #: The backoff of the event's kind, if a route with one handles it. Set on the instance only
+    #: then.
+    backoff: KindBackoff | None = None
 
     def __init__(
         self,
@@ -246,15 +251,20 @@ class Lease:
         self._owner.settle([self.settlement(verdict, wait=wait, error=error, reason=reason)])
         return True
 
-    def backoff_us(self) -> tuple[int, Exception | None]:
+    def backoff_us(self, error: BaseException | None = None) -> tuple[int, Exception | None]:
         """
         Return the wait before the next attempt.
+
+        Args:
+            error: The exception of the handler; None if it has asked for a retry.
 
         Returns:
             The wait, and the exception of the user's ``backoff`` function if it raised. The wait
             is then that of the default backoff.
         """
         try:
+            if self.backoff is not None:
+                return kind_wait_us(self.backoff, self.claim.attempt, error), None
             return wait_us(self._options.backoff, self.claim.attempt), None
         except Exception as e:
             return wait_us(exponential, self.claim.attempt), e

@@ -11,7 +11,7 @@ from dtimer import log as messages
 from dtimer.engine.batching import MAX_ADVANCE_SECONDS
 from dtimer.engine.clock import boottime
 from dtimer.engine.lease import Lease, trusted_until
-from dtimer.engine.ports import Announcements, LeaseStore
+from dtimer.engine.ports import Announcements, InlineClaims, LeaseStore
 from dtimer.engine.unreadable import UnreadableEvents
 from dtimer.errors import LeaseLost, PayloadError, UnreadablePayload
 from dtimer.log import Log
@@ -79,6 +79,13 @@ class LeaseTable:
         self.must_release_waiting: bool = False
         #: True from a call of `Event` that has made a dead letter until the claimer trims these.
         self.must_trim: bool = False
+        #: Carries settlements while their batch goes on. The claimer sets it.
+        self.carrier: InlineClaims | None = None
+
+    def carry_soon(self) -> None:
+        """Have a claim carry the settlements soon, although the batch of these events goes on."""
+        if self.carrier is not None:
+            self.carrier.carry_soon()
 
     def grant(self, claims: Sequence[Claim], sent: float, unread_ms: float = 0.0) -> list[Lease]:
         """

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from dtimer.model.claims import ClaimRequest, Outcome, PendingReply, Renewal, Settlement
 from dtimer.model.event import Event
+from dtimer.model.kinds import KindBackoff, UnknownPolicy
 
 if TYPE_CHECKING:
     from dtimer.engine.lease import Lease
@@ -109,6 +110,47 @@ class WakeStore(Protocol):
         ...
 
 
+class EventResults(Protocol):
+    """Takes the results of the events of one batch, from the thread that runs it."""
+
+    def begin(self, *, alone: bool) -> None:
+        """
+        Learn that routers are about to report results.
+
+        Args:
+            alone: Whether one router is the only listener of the batch.
+        """
+        ...
+
+    def starts(self, events: Sequence[Event], backoff: KindBackoff | None, /) -> list[Event]:
+        """
+        Return those of *events* that a route may start now, and release the others.
+
+        An event that waited for other events of its batch may have lost its lease, or expired.
+
+        Args:
+            events: The events of one call.
+            backoff: The backoff of their kind; None for that of the node.
+        """
+        ...
+
+    def done(self, events: Sequence[Event], /) -> None:
+        """Record that the route of *events* has returned."""
+        ...
+
+    def failed(self, events: Sequence[Event], raised: list[BaseException], /) -> None:
+        """Record that the route of *events* has raised."""
+        ...
+
+    def stop(self) -> None:
+        """Record that events which have no result are not started. They are released."""
+        ...
+
+    def unknown(self, event: Event, kind: object, policy: UnknownPolicy, /) -> None:
+        """Record that no route takes the kind of an event."""
+        ...
+
+
 class Consumer(Protocol):
     """The timer, which has the listeners of ``'event'``."""
 
@@ -116,8 +158,13 @@ class Consumer(Protocol):
         """Return how many events the listeners or readers can take."""
         ...
 
-    def deliver(self, events: list[Event], /) -> list[BaseException] | None:
-        """Call each listener; return the exceptions raised, or None if no listener was called."""
+    def deliver(self, events: list[Event], results: EventResults, /) -> list[BaseException] | None:
+        """
+        Call each listener; return the exceptions raised, or None if no listener was called.
+
+        A router among the listeners reports *results* of single events. The exceptions do not
+        include those of its routes.
+        """
         ...
 
 
@@ -185,6 +232,10 @@ class InlineClaims(Protocol):
 
     def claim_soon(self) -> None:
         """Have the claimer claim now, to carry releases."""
+        ...
+
+    def carry_soon(self) -> None:
+        """Have a claim carry settlements within 5 ms, although their batch goes on."""
         ...
 
 

@@ -20,6 +20,7 @@ from dtimer.engine.peers import Peers
 from dtimer.engine.pipeline import Pipeline
 from dtimer.engine.ports import Announcements, ClaimStore, ContactReports
 from dtimer.engine.superseded import SupersededIds
+from dtimer.engine.unknown_kinds import UnknownKinds
 from dtimer.log import Log
 from dtimer.model.claims import ClaimReply, ClaimRequest
 from dtimer.model.options import Options
@@ -79,6 +80,8 @@ class Seat:
         self.clock_jumps: ClockJumpDetector | None = (
             ClockJumpDetector() if options.now is None else None
         )
+        #: Puts off events whose kind no router of this node knows.
+        self.unknown_kinds: UnknownKinds = UnknownKinds(announcements)
         #: False from a reply that does not know this node until it has registered again.
         self.registered: bool = True
         #: The schedules to which this node could not add times. Each is reported once.

@@ -355,6 +355,7 @@ class Health:
         joining: True while ``join(wait=False)`` keeps trying, and during any other `join`.
         unreadable: How often this node could not open the payload of an event, because it lacks the
             codec or the key. The event then waits for another node.
+        unknown: How many deliveries to this node had a kind that its `Router` does not know.
     """
 
     ok: bool
@@ -370,6 +371,7 @@ class Health:
     dropped: int = 0
     joining: bool = False
     unreadable: int = 0
+    unknown: int = 0
 
     def __repr__(self) -> str:
         words = ["ok"] if self.ok else ["not ok"]
@@ -377,9 +379,8 @@ class Health:
         words += ["deaf"] if self.deaf else []
         words += [] if self.listening else ["not listening"]
         ages = {"claim_age_ms": self.claim_age_ms, "heard_age_ms": self.heard_age_ms}
-        counts = {
-            name: getattr(self, name) for name in ("stuck", "restarts", "dropped", "unreadable")
-        }
+        names = ("stuck", "restarts", "dropped", "unreadable", "unknown")
+        counts = {name: getattr(self, name) for name in names}
         return summary.record(
             "Health",
             None,

@@ -21,6 +21,7 @@ from dtimer.model.emission import Emission, Raised
 from dtimer.model.event import Event
 from dtimer.model.records import DeadLetter
 from dtimer.timer import fork, listeners
+from dtimer.timer.delivery import check_router
 from dtimer.timer.middleware import M, MiddlewareChain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -151,6 +152,7 @@ class Emitter(EventEmitter):
 
         def register(f: F) -> F:
             listeners.check(event, f, self._emits)
+            check_router(event, f, once=once)
             self.emit("new_listener", event, f)
             # pyee's wrapper does not tell whether this thread or another one has called the
             # listener. If another thread has, this thread's events have no listener, and must not

@@ -62,4 +62,5 @@ def examine(
         dropped=callbacks.dropped,
         joining=not joined,
         unreadable=seat.leases.unreadable.count,
+        unknown=seat.unknown_kinds.count,
     )

@@ -63,18 +63,33 @@ def check(event: object, f: object, emits: Mapping[str, tuple[str, ...]] | None)
             arguments of its calls.
     """
     name = check_name(event, emits)
+    check_function(f"a listener of {name!r}", f, None if emits is None else emits[name])
+
+
+def check_function(role: str, f: object, arguments: tuple[str, ...] | None) -> None:
+    """
+    Check that dtimer can call *f* on a thread of its own.
+
+    Args:
+        role: Names *f* in messages: ``a listener of 'event'``.
+        f: The function of the user.
+        arguments: Describes the arguments of its calls; None allows any.
+
+    Raises:
+        OptionError: *f* is not callable, is a coroutine function, or does not accept them.
+    """
     if not callable(f):
-        raise OptionError(f"a listener of {name!r} must be callable, not {summary.value(f)}")
+        raise OptionError(f"{role} must be callable, not {summary.value(f)}")
     if inspect.iscoroutinefunction(f):
         raise OptionError(
-            f"a listener of {name!r} must be a plain function: listeners are called on"
-            f" threads, which cannot await {f!r:.80}"
+            f"{role} must be a plain function: it is called on a thread, which cannot await"
+            f" {f!r:.80}"
         )
-    if emits is not None:
-        _check_signature(name, f, emits[name])
+    if arguments is not None:
+        _check_signature(role, f, arguments)
 
 
-def _check_signature(event: str, f: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+def _check_signature(role: str, f: Callable[..., Any], arguments: tuple[str, ...]) -> None:
     try:
         signature = inspect.signature(f)
     except (ValueError, TypeError):
@@ -83,9 +98,10 @@ def _check_signature(event: str, f: Callable[..., Any], arguments: tuple[str, ..
     try:
         signature.bind(*arguments)
     except TypeError as e:
-        given = f"one argument, {arguments[0]}" if arguments else "no argument"
+        given = ", ".join(arguments) or "no argument"
+        if len(arguments) == 1:
+            given = f"one argument, {given}"
         name = getattr(f, "__name__", type(f).__name__)
         raise OptionError(
-            f"a listener of {event!r} is called with {given}, which {name}{signature!s:.80} does"
-            f" not take: {e}"
+            f"{role} is called with {given}, which {name}{signature!s:.80} does not take: {e}"
         ) from None

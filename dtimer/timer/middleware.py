@@ -15,37 +15,19 @@ from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from dtimer.errors import OptionError
-from dtimer.model import summary
 from dtimer.model.emission import Emission, Middleware, Raised
-from dtimer.timer import fork
+from dtimer.timer import fork, listeners
 
 M = TypeVar("M", bound=Middleware)
 
 
 def _check(function: Any) -> None:
-    if not callable(function):
-        raise OptionError(
-            f"a middleware must be a function of an emission, not {summary.value(function)}"
-        )
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise OptionError(
-            "a middleware must be a plain function: handlers are called on threads, which cannot"
-            f" await {function!r:.80}"
-        )
-    if inspect.isgeneratorfunction(function):
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise OptionError(
             f"a middleware must return a context manager: decorate {function!r:.80} with"
             " contextlib.contextmanager"
         )
-    try:
-        inspect.signature(function).bind("an emission")
-    except (TypeError, ValueError) as e:
-        # A builtin may have no signature. A mistake shows when it is called.
-        if isinstance(e, TypeError):
-            raise OptionError(
-                f"a middleware is called with one argument, an emission, which {function!r:.80}"
-                f" does not take: {e}"
-            ) from None
+    listeners.check_function("a middleware", function, ("an emission",))
 
 
 def _entered(function: Middleware, emission: Emission) -> AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self, Unpack
 
 from dtimer import log
+from dtimer.engine.ports import EventResults
 from dtimer.errors import StateRollback, StoreError
 from dtimer.model.arguments import RedisClient
 from dtimer.model.event import Event
@@ -17,7 +18,7 @@ from dtimer.naming import public
 from dtimer.store.connection.sources import source
 from dtimer.store.script_client import TRIES
 from dtimer.store.store import Store
-from dtimer.timer import fork
+from dtimer.timer import delivery, fork
 from dtimer.timer.client import Client
 from dtimer.timer.membership import Membership
 from dtimer.timer.node import Node
@@ -240,18 +241,15 @@ class DTimer(Client, TimerEmitter):
         """Return whether there is a listener that takes events."""
         return bool(self.listeners("event"))
 
-    def _deliver(self, events: list[Event]) -> list[BaseException] | None:
+    def _deliver(self, events: list[Event], results: EventResults) -> list[BaseException] | None:
         """
         Call the listeners of ``'event'`` with *events*; return the exceptions that they raise.
 
-        The events are confirmed if the list is empty. None means that no listener was called: the
-        events are then released, no attempt charged.
+        The events that have none of *results* are confirmed if the list is empty. None means that
+        no listener was called: the events are then released, no attempt charged.
         """
         found = self._called_listeners("event")
-        raised = self._call_within(found, "event", (events,), events)
-        for error in raised or ():
-            _explain(error)
-        return raised
+        return delivery.deliver(found, events, results, self._call_within)
 
     def _ring(self) -> None:
         """Make the node claim now, because it can take more events."""
@@ -296,15 +294,6 @@ class DTimer(Client, TimerEmitter):
 
     def _at_exit(self) -> None:
         self._membership.at_exit()
-
-
-def _explain(error: BaseException) -> None:
-    """Add a note to *error* if its handler treated the list of events as a single event."""
-    text = str(error)
-    indexed = isinstance(error, TypeError) and text.startswith("list indices must be")
-    attribute = isinstance(error, AttributeError) and text.startswith("'list' object has no")
-    if (indexed or attribute) and (trace := error.__traceback__) and trace.tb_next is None:
-        error.add_note("a handler is called with a list of events: for ev in events: …")
 
 
 public(DTimer)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
+from dtimer.engine.ports import EventResults
 from dtimer.model.event import Event
 
 P = ParamSpec("P")
@@ -44,7 +45,7 @@ class TimerCalls:
     """
 
     emit: Callable[..., None]
-    deliver: Callable[[list[Event]], list[BaseException] | None]
+    deliver: Callable[[list[Event], EventResults], list[BaseException] | None]
     demand: Callable[[], int]
     listens: Callable[[], bool]
     close_unless_joined: Callable[[], None]

@@ -9,7 +9,7 @@ import shlex
 import signal
 
 import pytest
-from servers import PATIENCE, Server
+from servers import PATIENCE, Server, eventually
 from shell import Program, environment
 
 from dtimer import DTimer, State
@@ -114,6 +114,20 @@ class TestHandler:
         assert 130 == listener.end(signal.SIGINT)
         record = timer.peek("tea")
         assert (State.SCHEDULED, 1) == (record.state, record.attempt)
+
+    def test_a_router_handles_each_event_on_its_own(self, start_listen, timer, tmp_path):
+        """The events are printed, and a failed event does not fail the others of its batch."""
+        (tmp_path / "kinds.py").write_text(
+            "import dtimer\n\nrouter = dtimer.Router()\n\n"
+            "@router.route('good')\ndef good(ev):\n    print('handled', ev['n'], flush=True)\n\n"
+            "@router.route('bad')\ndef bad(ev):\n    raise ValueError('no tea')\n"
+        )
+        timer.post_many([({"type": kind, "n": n}, 0) for n, kind in enumerate(("bad", "good"))])
+        listener = start_listen("--handler", "kinds:router", "--max-events", 10)
+        listener.find("handled 1")
+        listener.find("ValueError: no tea", "stderr")
+        eventually(lambda: timer.stats().totals["confirmed"] == 1)
+        assert 0 == listener.end(signal.SIGTERM)
 
     def test_an_exception_is_printed_and_the_event_retried(self, start_listen, timer, tmp_path):
         """If the handler raises, stderr shows the traceback and the event is retried."""

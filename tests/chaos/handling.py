@@ -45,7 +45,7 @@ from chaos.calls import Calls
 from chaos.history import run_of
 from chaos.program import Program
 from chaos.workload import AHEAD, LEASE, MAX_RUN, codec
-from dtimer import DTimer
+from dtimer import DTimer, Router
 from dtimer.errors import SkipRetry, StoreError
 from dtimer.faultpoints import POINTS, armed
 from dtimer.model.claims import Claim, Outcome, Settlement, Verdict
@@ -75,13 +75,21 @@ class Handling(Program):
         setting = self.setting
         options = setting["options"] | {"codec": codec(self.start)}
         timer = DTimer(self.name, self.client_or_url, setting["sub"], **options)
-        timer.on("event", self.handle)
+        # Every second process has a router, which handles and settles each event on its own.
+        timer.on("event", self._router() if self.start % 2 else self.handle)
         timer.on("error", self.note_error)
         timer.on("lease_lost", lambda ev: self._note("lost", ev))
         timer.on("retry", lambda ev: self._note("retried", ev))
         timer.on("dead", lambda letter: self._letter("dead", letter))
         timer.on("expired", lambda letter: self._letter("expired", letter))
         return timer
+
+    def _router(self) -> Router:
+        router = Router("do")
+        for name in dir(self):
+            if name.startswith("do_"):
+                router.route(name.removeprefix("do_"))(lambda ev: self.handle([ev]))
+        return router
 
     # -------------------------------------------------------------------------- records
 

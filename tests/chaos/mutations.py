@@ -19,6 +19,8 @@ _SCHEDULES = "tests/integration/test_schedules.py"
 _HANDLERS = "tests/integration/test_handlers.py"
 _LIFECYCLE = "tests/integration/test_lifecycle.py"
 _JOINING = "tests/integration/test_joining.py"
+_ROUTER = "tests/integration/test_router.py"
+_RESULTS = "tests/unit/test_batch_results.py"
 _MIDDLEWARE = "tests/integration/test_middleware.py"
 _SLOW = "tests/integration/test_slow_connections.py"
 _HOSTILE = "tests/integration/test_hostile.py"
@@ -186,7 +188,8 @@ MUTANTS = [
                    "unfinished or seat.leases.unsettled", "unfinished or waits")),
            (_CLAIMER,)),
     _mutant("the settlements of quick handlers wait for a slow one", "engine/claimer.py", _CLAIMER,
-            "seat.next_claim_at = min(seat.next_claim_at, time.monotonic() + wait)", "pass"),
+            "            seat = self._seat\n            seat.next_claim_at = min(",
+            "            seat = self._seat\n            _ = min("),
     _mutant("a node that lags claims as late as others", "engine/claim_cycle.py", _CYCLE,
             "                wait -= lead\n", "                pass\n"),
     _mutant("a node does not say that it lags", "engine/claim_cycle.py", _CYCLE,
@@ -334,7 +337,8 @@ MUTANTS = [
             "ids = redis.call('ZRANGE', DIED, 0, math.min(over, MOST) - 1)",
             "ids = redis.call('ZRANGE', DIED, -math.min(over, MOST), -1)"),
     _mutant("an event whose handler raised is confirmed", "engine/batch_runner.py", _RUNNER,
-            "            elif raised:\n                self._fail(batch, raised)\n", ""),
+            "            if raised:\n                self._fail(rest, raised)\n            elif",
+            "            if"),
     _mutant("the events of a failed handler thread are kept for ever",
             "engine/batch_runner.py", (_RUNNER, "tests/faults/test_threads.py"),
             "            self._retry_unsettled(batch, e)\n            raise\n",
@@ -641,6 +645,21 @@ MUTANTS = [
             "timer/emitter.py", "tests/integration/test_processes.py",
             "            fork.end_child_of_listener(pid, None)\n            if result",
             "            if result"),
+    _mutant("an event waits for the end of its batch, although its route has returned",
+            "engine/batch_results.py", _ROUTER,
+            "        if self._left > 0:\n            self._seat.leases.carry_soon()\n", ""),
+    _mutant("a router confirms an event that another listener may fail",
+            "engine/batch_results.py", _RESULTS,
+            "alone and self._seat.options.auto_confirm", "self._seat.options.auto_confirm"),
+    _mutant("a router starts an event whose lease was lost", "engine/batch_results.py", _RESULTS,
+            "now > lease.event_expires_at or lease.lost(now)", "now > lease.event_expires_at"),
+    _mutant("a router that stops confirms the events that it has not started",
+            "engine/batch_results.py", _RESULTS,
+            "        if self._stopped and not failed:", "        if False:"),
+    _mutant("an event of an unknown kind is charged an attempt",
+            "engine/unknown_kinds.py", _ROUTER,
+            "lease.settle_later(Verdict.SNOOZE, wait=pause, reason=Reason.UNKNOWN_KIND)",
+            "lease.settle_later(Verdict.RETRY, wait=pause)"),
     _mutant("a middleware that cannot commit confirms the event",
             "timer/middleware.py", _MIDDLEWARE,
             "        replaced.catch(_cut(e, 1), context)\n        return replaced\n",

@@ -254,9 +254,27 @@ class SteppedNode:
 
     # --------------------------------------------------------------------------- the handler
 
-    def deliver(self, events: list[Any]) -> list[BaseException] | None:
+    def deliver(self, events: list[Any], results: Any) -> list[BaseException] | None:
         """
-        Handle a batch: let other nodes take steps, act on the events, and return the errors.
+        Handle a batch, as a plain listener or as a router, and return the errors.
+
+        A router handles and settles each event on its own.
+        """
+        if self.world.rng.random() < 0.5:
+            return self._handle(events)
+        results.begin(alone=True)
+        for ev in events:
+            if not results.starts([ev], None):
+                continue
+            if raised := self._handle([ev]):
+                results.failed([ev], raised)
+            else:
+                results.done([ev])
+        return []
+
+    def _handle(self, events: list[Any]) -> list[BaseException]:
+        """
+        Handle events: let other nodes take steps, act on the events, and return the errors.
 
         The seed decides how many steps, which actions, and whether the handler fails.
         """

@@ -83,7 +83,7 @@ def test_a_world_closes_all_its_connections(client):
     known = connections(client)
     gc.disable()
     try:
-        for seed in range(3):
+        for seed in (1, 2, 3):
             assert "arrives late" in str(run(client, seed).log)
         eventually(lambda: not connections(client).keys() - known.keys())
     finally:

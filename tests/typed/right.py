@@ -35,6 +35,8 @@ from dtimer import (
     PostItem,
     Reason,
     Record,
+    Route,
+    Router,
     RunAt,
     RunAtOptions,
     ScheduleBlock,
@@ -143,6 +145,32 @@ def serve() -> None:
     """Join in the background, or run in the foreground."""
     timer.join(wait=False)
     timer.run(drain=timedelta(seconds=5))
+
+
+# Routers
+router = Router("do", unknown_for=timedelta(hours=1))
+timer.on("event", router)
+
+
+@router.route("tea", max_retries=8, backoff=lambda attempt, error: 100 * attempt, expires=60_000)
+def brew(event: Event) -> str:
+    """Take one event."""
+    return event.id
+
+
+@router.route("milk", batch=True, backoff=timedelta(seconds=1))
+def pour(events: list[Event]) -> int:
+    """Take a list."""
+    return len(events)
+
+
+assert_type(brew, Route[Event, str])
+assert_type(pour, Route[list[Event], int])
+assert_type(pour([]), int)
+assert_type(brew.post(timer, {"sort": "green"}, 60_000, id="x", if_exists="keep"), EventId)
+assert_type(brew.every(timer, 60_000, {}, id="tea", misfire="skip", count=None), Declared)
+assert_type(brew.cron(timer, "@daily", {}, id="tea", tz="UTC", overlap="allow"), Declared)
+assert_type(router.kinds, frozenset[str])
 
 
 @timer.once("dead")

@@ -6,11 +6,12 @@ This file is checked, and never run.
 
 import redis
 
-from dtimer import DeadLetter, DTimer, Event, Reason, RunAt, SkipRetry
+from dtimer import DeadLetter, DTimer, Event, Reason, Router, RunAt, SkipRetry
 from dtimer.contrib.aio import AsyncioBridge
 
 timer = DTimer("node-1", redis.Redis())
 queue = RunAt("reminders")
+router = Router()
 
 
 def handle(events: list[Event]) -> None: ...
@@ -50,6 +51,10 @@ timer.once("ready", handle_one)  # wrong: this listener gets no argument
 timer.add_listener("error", take_text)  # wrong: this listener gets an exception
 timer.middleware(handle)  # wrong: returns no context manager
 AsyncioBridge(timer).handler(handle)  # wrong: no coroutine function
+router.route("tea")(handle)  # wrong: this route gets one event
+router.route("tea", batch=True)(handle_one)  # wrong: this route gets a list
+router.route("tea", backoff=lambda attempt: 1)  # wrong: a backoff of a kind takes two arguments
+router.route("tea")(handle_one).post(timer, {}, retries=3)  # wrong: the name of an argument
 queue.on("event", handle)  # wrong: a stream emits 'data'
 queue.once("data", take_number)  # wrong: keys are texts
 

@@ -17,8 +17,8 @@ class RunnerHarness(CycleHarness):
         self.raised = []  # the exceptions of the listeners; None without any listener
         self.quits = 0
 
-    def deliver(self, events):
-        super().deliver(events)
+    def deliver(self, events, results):
+        super().deliver(events, results)
         if isinstance(self.raised, BaseException):
             raise self.raised
         return self.raised

@@ -18,7 +18,7 @@ from dtimer.engine.bell import Bell
 from dtimer.engine.claimer import Claimer
 from dtimer.engine.leases import LeaseTable
 from dtimer.faultpoints import arm
-from dtimer.model.claims import Outcome, Verdict
+from dtimer.model.claims import Outcome, Settlement, Verdict
 
 
 class ClaimerHarness(CycleHarness):
@@ -39,7 +39,7 @@ class ClaimerHarness(CycleHarness):
             host=self,
         )
 
-    def deliver(self, events):
+    def deliver(self, events, results):
         self.begun.put([ev.id for ev in events])
         assert self.go_on.acquire(timeout=PATIENCE)
         return []
@@ -190,6 +190,31 @@ class TestClaimInline:
         assert ["slow"] == harness.next_batch()
         eventually(lambda: harness.settled)
         assert ["quick"] == [id for id, _ in harness.settled]
+
+    def test_carries_what_a_router_settles_while_its_batch_goes_on(self, build):
+        """The next event of the batch may take long. No heartbeat and no poll comes before."""
+        harness = build(lease=3_600_000)
+        harness.begin(reply("quick"))
+        harness.asleep()
+        (lease,) = harness.leases._leases.values()
+        harness.leases.settle_as([lease], Verdict.CONFIRM)
+        harness.leases.carry_soon()
+        eventually(lambda: harness.settled)
+        assert [("quick", Verdict.CONFIRM)] == harness.settled
+
+    def test_asks_for_no_claim_to_carry_settlements_during_an_outage(self, build):
+        """The pause between two tries decides, or each event of a batch would cost a try."""
+        harness = build(start=False)
+        harness.leases.settle([Settlement("quick", 1, Verdict.CONFIRM)])
+        for error, planned in ((Wrong("no"), False), (None, True)):
+            if error is None:
+                harness.seat.connectivity.answered()
+            else:
+                harness.seat.connectivity.failed(error)
+            harness.seat.next_claim_at = never = time.monotonic() + HOUR_S
+            harness.claimer.carry_soon()
+            harness.claimer._plan_to_carry()
+            assert planned == (harness.seat.next_claim_at < never)
 
 
 class TestLookAhead:

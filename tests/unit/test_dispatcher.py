@@ -34,8 +34,8 @@ class DispatcherHarness(CycleHarness):
         self.answers = []  # whether this is the only node; without an answer the store fails
         self.store.alone = lambda: self.answers.pop(0)
 
-    def deliver(self, events):
-        super().deliver(events)
+    def deliver(self, events, results):
+        super().deliver(events, results)
         return None if self.unheard else []
 
     def claim_inline(self):

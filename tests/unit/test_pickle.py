@@ -43,6 +43,7 @@ from dtimer.errors import (
     NotReplicated,
     StateRollback,
     StoreError,
+    UnknownKind,
     UsageError,
 )
 from dtimer.model.claims import Claim
@@ -84,6 +85,7 @@ def attributes(event):
 ERRORS_WITH_ATTRIBUTES = [
     EventExists("an-id"),
     LeaseLost("id", "node", 7),
+    UnknownKind("the kind 'a'", "a", None),
     StateRollback(1.0, 2.0, wiped=False),
     StateRollback(None, 2.0, wiped=True),
     NotReplicated(["a", "b"], 2, 1),
@@ -251,8 +253,9 @@ DATA = [
 
 #: Public classes that only type checkers use, and those whose objects cannot be pickled.
 NO_DATA = {
-    *("DTimer", "RunAt", "ScheduleBlock"),
-    *("Job", "PostItem", "RedisAddress", "RunAtOptions", "TimerOptions"),
+    *("DTimer", "Route", "Router", "RunAt", "ScheduleBlock"),
+    *("CronOptions", "Job", "PostItem", "PostOptions", "RedisAddress", "RunAtOptions"),
+    *("ScheduleOptions", "TimerOptions"),
     *("RedisClient", "RedisPipeline"),
     # A pickle of it would have the key.
     *("Codec", "Signed"),

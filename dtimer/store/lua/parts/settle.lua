@@ -60,11 +60,13 @@ local function settle(at, confirms, others)
       count('cancelled', 1)
       result = 'c'
     elseif verdict == 'bury' then
+      if wait == 'unknown_kind' then count('unknown', 1) end
       bury(id, attempt, wait, err)
       result = 'd'
     elseif verdict == 'release' then
       release(id, attempt, due)
     elseif verdict == 'snooze' then
+      if err == 'unknown_kind' then count('unknown', 1) end
       -- Format snoozed_body
       release(id, attempt, digits(NOW + tonumber(wait)), 'snoozed')
       local body = snoozed_body(redis.call('HGET', BODY, id) or '', err)
