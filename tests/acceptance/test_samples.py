@@ -87,6 +87,32 @@ bank.charge = charge_order
 dt = DTimer("node-1", "embedded:")
 """
 
+ROUTER = """\
+from datetime import timedelta
+
+from dtimer import Router
+
+router = Router()
+"""
+
+# A program that runs until its first mail, on a server of its own.
+MAIL_PROGRAM = """\
+import functools
+import os
+import signal
+
+import dtimer
+
+poster = dtimer.DTimer("poster", "embedded:")
+poster.post({"type": "remind", "order": 17})
+dtimer.DTimer = functools.partial(dtimer.DTimer, pub="embedded:")
+
+
+def send_mail(order):
+    print("mail", order)
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
 DATABASE = """\
 import contextlib
 from contextvars import ContextVar
@@ -196,6 +222,24 @@ print(dt.stats().scheduled, dt.peek("index-17").event == {"index": 17})
         "{'index': 17, 'full': True}\n",
         NODE + 'dt.post({"index": 17}, 60_000, id="index-17")\n',
         'print(dt.peek("index-17").event)\n',
+    ),
+    "docs/howto/kinds.rst: from dtimer import DTimer, Router": Case("mail 17\n", MAIL_PROGRAM),
+    'docs/howto/kinds.rst: remind.post(dt, {"order": 17}, 60_000)': Case(
+        "{'type': 'remind', 'order': 17}\n['remind-daily']\n",
+        NODE + ROUTER + '@router.route("remind")\ndef remind(ev): ...\n',
+        "print(next(dt.upcoming()).event)\nprint([s.id for s in dt.schedules()])\n",
+    ),
+    "docs/howto/kinds.rst: def wait(attempt, error):": Case(
+        "2000 8000\n",
+        NODE + ROUTER + "class TooManyRequests(Exception):\n    retry_after = 2\n",
+        "print(wait(1, TooManyRequests()), wait(3, ValueError()))\n",
+    ),
+    'docs/howto/kinds.rst: quick = DTimer("node-1", url, concurrency=4)': Case(
+        "1 0\n",
+        'from dtimer import DTimer\n\nurl = "embedded:"\n'
+        + ROUTER
+        + '@router.route("report")\ndef report(ev): ...\n',
+        "print(slow.stats().scheduled, quick.stats().scheduled)\n",
     ),
     "docs/howto/middleware.rst: from contextlib import contextmanager": Case(
         "begin\nhandled on a connection\ncommit\n",
