@@ -66,7 +66,7 @@ COSTS: dict[str, Cost] = {
     "confirm and claim, 10 at a time": Cost(1, 34, 3371, 1070, 1150),
     "confirm and claim, 100 at a time": Cost(1, 124, 25511, 4853, 10963),
     "retry": Cost(1, 25, 882, 734, 56),
-    "snooze": Cost(1, 24, 868, 714, 56),
+    "snooze": Cost(1, 24, 867, 714, 56),
     "claim again after the lease": Cost(1, 20, 916, 647, 164),
     "extend": Cost(1, 6, 190, 573, 7),
     "extend, 100 at a time": Cost(1, 105, 4744, 4732, 108),

@@ -66,7 +66,6 @@ local function settle(at, confirms, others)
     elseif verdict == 'release' then
       release(id, attempt, due)
     elseif verdict == 'snooze' then
-      if err == 'unknown_kind' then count('unknown', 1) end
       -- Format snoozed_body
       release(id, attempt, digits(NOW + tonumber(wait)), 'snoozed')
       local body = snoozed_body(redis.call('HGET', BODY, id) or '', err)
